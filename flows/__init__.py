@@ -1,0 +1,1 @@
+"""Composition and doors: Prefect flows, the command line, the wiring."""

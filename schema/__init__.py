@@ -1,0 +1,1 @@
+"""The words of the system: parameters, campaigns, prompts, runs, findings, errors."""

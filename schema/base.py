@@ -1,0 +1,89 @@
+"""The base of all records, and reading them from TOML with errors a person can act on."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from schema.errors import ConfigError
+
+
+class Frozen(BaseModel):
+    """Base of all records: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_toml(path: Path, model: type[Model]) -> Model:
+    """Read a TOML file into a model.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, or a key or value in it is wrong; the
+            message names the file, the key and the mend.
+    """
+    return parse(read_toml(path), model, where=str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file as plain data.
+
+    Raises:
+        ConfigError: the file is missing or no TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: check the path") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder, but a TOML file is needed") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid TOML: {error}") from None
+
+
+def parse(data: dict[str, Any], model: type[Model], where: str) -> Model:
+    """Validate plain data; `where` names its origin in the message.
+
+    Raises:
+        ConfigError: one sentence for the first thing that is wrong.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_sentence(error, model)}") from None
+
+
+def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the file"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}{_did_you_mean(str(first['loc'][-1]), _keys(model))}{more}"
+    if first["type"] == "missing":
+        return f"{key} is missing: add it{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":  # our own validators already say what came
+        return f"{key}: {message}{more}"
+    return f"{key}: {message}, but got {first['input']!r}{more}"
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    """Names of all fields of a model and of the models inside it."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        names.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _keys(field.annotation)
+    return names
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=2)
+    return f": did you mean {' or '.join(near)}?" if near else f": known are {', '.join(sorted(set(known)))}"

@@ -1,0 +1,160 @@
+"""campaign.toml as frozen models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from schema.base import Frozen, load_toml
+from schema.errors import ConfigError
+from schema.parameters import Kind, Parameters, ParameterValue, check_parameters, parameter
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
+
+
+class Range(Frozen):
+    """A span of numbers to search."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, but {self.low} is not below {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range must start above 0, but low is {self.low}")
+        return self
+
+
+class Choices(Frozen):
+    """A list of values to search."""
+
+    choices: tuple[ParameterValue, ...] = Field(min_length=2)
+
+
+SearchSpace = dict[str, Range | Choices]
+
+
+class Budget(Frozen):
+    """When a campaign ends: at the first of these."""
+
+    trials: int = Field(15, ge=1, description="trials that really run; refused proposals do not count")
+    hours: float | None = Field(None, gt=0, description="wall clock")
+    target_quality: float | None = Field(None, ge=0, le=100, description="good enough")
+
+
+class GateSettings(Frozen):
+    """How strict the gate is."""
+
+    enabled: bool = True
+    min_runs: int = Field(5, ge=1, description="before so many finished runs nothing is refused on predictions")
+    max_p_fail: float = Field(0.7, gt=0, le=1, description="refuse above this probability of failure")
+    audit_share: float = Field(0.1, ge=0, le=1, description="share of refused proposals that run anyway")
+    max_skips_in_a_row: int = Field(6, ge=1, description="then the least bad one runs")
+
+
+class StoppingSettings(Frozen):
+    """When a trial ends before its last epoch."""
+
+    enabled: bool = True
+    min_epochs: int = Field(2, ge=1, description="epochs that every trial may finish")
+    min_runs: int = Field(3, ge=1, description="finished runs needed to compare with")
+    min_chance: float = Field(0.1, ge=0, le=1, description="stop below this chance of beating the best run")
+
+
+class Campaign(Frozen):
+    """One search: a model, a data set, a space, a budget."""
+
+    name: Name
+    base_model: str = Field(description="diffusers folder, hub id, or .safetensors checkpoint")
+    dataset: str = Field(description="folder with pictures and caption files")
+    prompts: str = Field("prompts.toml", description="prompt suite")
+    seed: int = Field(0, ge=0, description="of the search; training has its own `seed` parameter")
+    sampler: str = Field("tpe", pattern="^(tpe|gp|random)$", description="Optuna sampler")
+    failed_quality: float = Field(20.0, ge=0, le=100, description="best quality below this counts as a failed run")
+
+
+class CampaignFile(Frozen):
+    """The whole file. Relative paths in it start at the file's folder."""
+
+    campaign: Campaign
+    search: SearchSpace = Field(min_length=1)
+    fixed: Parameters = Field(default_factory=dict)
+    start: tuple[Parameters, ...] = Field((), description="settings to run first, before the search")
+    rules: tuple[str, ...] = Field((), description="hard limits: 'network_dim <= 32'")
+    budget: Budget = Budget()
+    gate: GateSettings = GateSettings()
+    stopping: StoppingSettings = StoppingSettings()
+    folder: Path = Field(Path("."), exclude=True, description="folder of the file; set when it is read")
+
+    @field_validator("search")
+    @classmethod
+    def _searchable(cls, space: SearchSpace) -> SearchSpace:
+        for name, span in space.items():
+            spec = parameter(name)
+            if not spec.searchable:
+                raise ConfigError(f"{name} cannot be searched: set it under [fixed]")
+            if isinstance(span, Choices):
+                for value in span.choices:
+                    spec.check(value)
+            else:
+                if spec.kind not in (Kind.FLOAT, Kind.INT):
+                    raise ConfigError(f"{name} is of type {spec.kind}: give choices, not low and high")
+                spec.check(span.low)
+                spec.check(span.high)
+        return space
+
+    @field_validator("fixed")
+    @classmethod
+    def _checked(cls, values: Parameters) -> Parameters:
+        return check_parameters(values)
+
+    @model_validator(mode="after")
+    def _once(self) -> CampaignFile:
+        both = sorted(set(self.search) & set(self.fixed))
+        if both:
+            raise ConfigError(f"{', '.join(both)} stands in both [search] and [fixed]: remove one")
+        for setting in self.start:
+            foreign = sorted(set(setting) - set(self.search))
+            if foreign:
+                raise ConfigError(f"[[start]] may set searched parameters only, but has {', '.join(foreign)}")
+        return self
+
+    def path(self, text: str) -> Path:
+        """A path in the file, from the file's folder unless absolute."""
+        return (self.folder / Path(text).expanduser()).resolve()
+
+    @property
+    def base_model(self) -> str:
+        """Folder or file of the base model, or its hub id as it stands."""
+        local = self.path(self.campaign.base_model)
+        return str(local) if local.exists() else self.campaign.base_model
+
+    @property
+    def dataset_dir(self) -> Path:
+        """Folder of the data set."""
+        return self.path(self.campaign.dataset)
+
+    @property
+    def prompts_file(self) -> Path:
+        """Path of the prompt suite."""
+        return self.path(self.campaign.prompts)
+
+
+def load_campaign(path: Path) -> CampaignFile:
+    """Read campaign.toml.
+
+    Raises:
+        ConfigError: the file is missing, no TOML, or has a wrong key or value.
+    """
+    data: CampaignFile = load_toml(path, CampaignFile)
+    return data.model_copy(update={"folder": path.resolve().parent})
+
+
+def campaign_json(file: CampaignFile) -> dict[str, Any]:
+    """The campaign as JSON for the store."""
+    return file.model_dump(mode="json")

@@ -1,0 +1,37 @@
+"""Every error pixelloop raises on purpose.
+
+Messages are one sentence that says what is wrong, where, and the mend. The classes take a
+plain message and nothing else, so that they survive pickling between processes.
+"""
+
+
+class PixelloopError(Exception):
+    """Base of all errors with a sentence for the user; the command line prints it and exits 2."""
+
+
+class ConfigError(PixelloopError, ValueError):
+    """A file or an option is wrong: unknown key, bad value, missing file."""
+
+
+class StoreError(PixelloopError):
+    """The database refused or lost something that a retry does not mend."""
+
+
+class StoreUnavailableError(StoreError, ConnectionError):
+    """The database cannot be reached now; the same call may work later."""
+
+
+class NotFoundError(PixelloopError, LookupError):
+    """A campaign, run or epoch that was asked for by name does not exist."""
+
+
+class TrialError(PixelloopError):
+    """A trial could not go on; its outcome says how it ended."""
+
+
+class DivergedError(TrialError, ArithmeticError):
+    """The loss or the weights left the finite range."""
+
+
+class BadDataError(TrialError, ValueError):
+    """The data set cannot be trained on: no pictures, a broken picture, an empty caption."""

@@ -1,0 +1,119 @@
+"""What the analysis may claim: predictions, verdicts, diagnoses, effects, experiments.
+
+Every claim carries the number of runs it rests on, and the words *observed* or *tested*.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import Field
+
+from schema.base import Frozen
+from schema.parameters import Parameters
+
+
+class Evidence(StrEnum):
+    """How a claim was reached."""
+
+    OBSERVED = "observed"
+    TESTED = "tested"
+
+
+class Prediction(Frozen):
+    """What the surrogate expects of a set of parameters, before the run."""
+
+    quality: float = Field(description="expected best quality of the run, 0-100")
+    low: float = Field(description="lower end of the interval")
+    high: float = Field(description="upper end of the interval")
+    confidence: float = Field(0.9, description="share of true values the interval should hold")
+    p_fail: float = Field(ge=0, le=1, description="probability that the run fails")
+    n: int = Field(ge=0, description="runs the prediction was made from")
+    nearest: tuple[str, ...] = Field((), description="names of the most similar past runs")
+
+
+class Decision(StrEnum):
+    """What the gate says to a proposal."""
+
+    RUN = "run"
+    SKIP = "skip"
+
+
+class GateVerdict(Frozen):
+    """The gate's judgement of one proposal; kept for run and refused ones alike."""
+
+    decision: Decision
+    reason: str = Field(description="a sentence a person can check")
+    rule: str = Field(description="hard_rule | known_failure | predicted_failure | audit | least_bad | accepted")
+    evidence: tuple[str, ...] = Field((), description="names of the runs the reason rests on")
+    p_fail: float | None = None
+
+
+class RefusedProposal(Frozen):
+    """A proposal that the gate refused, as the ledger keeps it."""
+
+    uid: uuid.UUID
+    campaign: str
+    number: int
+    parameters: Parameters
+    verdict: GateVerdict
+    predicted: Prediction | None = None
+    created_at: datetime
+
+
+class Diagnosis(Frozen):
+    """One problem found in a run or epoch, its likely cause and what to change."""
+
+    issue: str = Field(description="photorealistic, wrong_background, two_toned_hair, missing_crown, ...")
+    category: str = Field(description="architecture | captions | dynamics | data | progression | resources")
+    severity: float = Field(ge=0, le=1, description="how far the measurement is from good")
+    cause: str = Field(description="likely cause, one sentence")
+    recommendation: str = Field(description="what to change, one sentence")
+    confidence: float = Field(ge=0, le=1)
+    evidence: tuple[str, ...] = Field((), description="measurements and runs the diagnosis rests on")
+    normal_for_epoch: bool = Field(False, description="history says it resolves in later epochs")
+
+
+class ParameterEffect(Frozen):
+    """How one parameter moved with one outcome over the runs seen."""
+
+    parameter: str
+    outcome: str = "quality"
+    n: int
+    spearman: float | None = Field(None, description="rank correlation, numeric parameters only")
+    effect: float = Field(description="quality points between the better and the worse half or category")
+    low: float | None = Field(None, description="lower end of the bootstrap interval of effect")
+    high: float | None = None
+    p_value: float | None = Field(None, description="permutation test, corrected for the number of parameters")
+    best: str = Field("", description="where it was best, as text: '<= 0.001' or 'cosine'")
+    importance: float | None = Field(None, description="share of explained variation, 0-1")
+    verdict: str = Field(description="critical | secondary | none detected | not enough data | never varied")
+    confounded_with: tuple[str, ...] = ()
+    evidence: Evidence = Evidence.OBSERVED
+
+
+class Hypothesis(Frozen):
+    """A ranked next experiment."""
+
+    uid: uuid.UUID
+    campaign: str
+    priority: int = Field(ge=1, description="1 is first")
+    change: Parameters = Field(description="parameters to change against the best run")
+    parameters: Parameters = Field(description="the full setting to run")
+    rationale: str
+    expected: Prediction
+    gain: float = Field(description="expected quality minus best quality so far")
+    state: str = Field("proposed", description="proposed | queued | running | confirmed | refuted | inconclusive")
+    created_at: datetime
+
+
+class Analysis(Frozen):
+    """What was learnt from the history after a trial."""
+
+    campaign: str
+    n_runs: int
+    effects: tuple[ParameterEffect, ...] = ()
+    hypotheses: tuple[Hypothesis, ...] = ()
+    created_at: datetime

@@ -1,0 +1,168 @@
+"""What is kept of a training run, of each of its epochs, and of each picture."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from schema.base import Frozen
+from schema.findings import Diagnosis, GateVerdict, Prediction
+from schema.parameters import Parameters
+
+_NAMESPACE = uuid.UUID("7c1c2f0e-5f0c-4d0e-9d2a-6b1b6f6f6c01")
+
+
+def run_uid(home_uid: uuid.UUID, campaign: str, number: int) -> uuid.UUID:
+    """Identity of a run, the same each time it is computed, so that a replayed write changes nothing.
+
+    Args:
+        home_uid: identity of the pixelloop home the run lives in.
+        campaign: name of the campaign.
+        number: number of the trial in the campaign, from 0.
+    """
+    return uuid.uuid5(_NAMESPACE, f"{home_uid}/{campaign}/{number}")
+
+
+def epoch_uid(run: uuid.UUID, epoch: int) -> uuid.UUID:
+    """Identity of an epoch result (epochs count from 1, as kohya's)."""
+    return uuid.uuid5(run, f"epoch/{epoch}")
+
+
+class Outcome(StrEnum):
+    """How a run ended. A type, never a magic number."""
+
+    OK = "ok"
+    STOPPED_EARLY = "stopped early"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out of memory"
+    BAD_DATA = "bad data"
+    CRASHED = "crashed"
+
+    @property
+    def failed(self) -> bool:
+        """True where the run did not yield a usable result."""
+        return self not in (Outcome.OK, Outcome.STOPPED_EARLY)
+
+    @property
+    def blames_parameters(self) -> bool:
+        """True where the parameters, not the machine or the data, are the likely cause."""
+        return self in (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
+
+
+class RunStatus(StrEnum):
+    """Life of a run in the store."""
+
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    FINISHED = "finished"
+
+
+class PictureMetrics(Frozen):
+    """Measurements of one picture. Scores are 0-100, higher is better, unless said otherwise.
+
+    None means *not promised by the prompt* or *not measurable*: such a part drops out of the
+    averages and is never counted as zero.
+    """
+
+    background_accuracy: float | None = Field(None, description="background colour against the promised one")
+    hair_accuracy: float | None = Field(None, description="hair's dominant colour against the promised one")
+    hair_two_tone: bool | None = Field(None, description="hair shows two hues where one was promised")
+    crown_accuracy: float | None = Field(None, description="crown present on the head, in the promised colour")
+    crown_present: bool | None = Field(None, description="a crown was found; None if none was promised")
+    colour_purity: float | None = Field(None, description="solid regions are of one colour")
+    edge_sharpness: float = Field(description="share of edges completed within one pixel")
+    pixel_art_purity: float = Field(description="edges lie on a pixel grid and cells are flat")
+    palette_size: int = Field(description="perceptually distinct colours on the native grid (a count)")
+    palette_score: float = Field(description="100 where the palette size is normal for pixel art")
+    dithering_score: float = Field(description="100 for none or ordered dithering, low for noise")
+    photorealism: float = Field(description="0 pixel art .. 100 photograph; LOWER is better")
+    grid_scale: float | None = Field(None, description="size of an art pixel in picture pixels; None: no grid")
+    grid_confidence: float = Field(description="0-1, edge energy on the grid beyond chance")
+    colour: float | None = Field(None, description="weighted mean of the colour parts that were promised")
+    style: float = Field(description="weighted mean of the style parts")
+    overall: float = Field(description="colour and style together: the figure that is optimised")
+    background_colour: str | None = Field(None, description="hex code of the dominant background colour found")
+    hair_colour: str | None = Field(None, description="hex code of the dominant hair colour found")
+
+    @property
+    def is_photorealistic(self) -> bool:
+        """True where smooth gradients outweigh the grid (threshold: facts on 400 photographs)."""
+        return self.photorealism > 50.0
+
+
+class EpochMetrics(Frozen):
+    """Measurements of one epoch's pictures: the mean over pictures and what the mean hides."""
+
+    mean: PictureMetrics | None = Field(None, description="None where no picture could be measured")
+    worst: float | None = Field(None, description="overall of the worst prompt, 0-100")
+    two_tone_share: float | None = Field(None, description="share of pictures with two-toned hair, 0-1")
+    crown_share: float | None = Field(None, description="share of promised crowns that are present, 0-1")
+    photorealistic_share: float = Field(0.0, description="share of photorealistic pictures, 0-1")
+    pictures: tuple[PictureMetrics, ...] = ()
+
+
+class EpochResult(Frozen):
+    """One epoch of one run: written once, replaced by the same row if written again."""
+
+    uid: uuid.UUID
+    run_uid: uuid.UUID
+    epoch_number: int = Field(ge=1)
+    quality: float | None = Field(None, ge=0, le=100)
+    train_loss: float | None = None
+    seconds: float | None = Field(None, description="training time of the epoch")
+    evaluation_seconds: float | None = Field(None, description="drawing and measuring")
+    checkpoint: str | None = Field(None, description="path of the LoRA file, relative to the home")
+    sample_sheet: str | None = Field(None, description="path of the sample sheet, relative to the home")
+    quantitative_metrics: EpochMetrics = EpochMetrics()
+    diagnosed_issues: tuple[Diagnosis, ...] = ()
+    recommendations: tuple[str, ...] = ()
+    created_at: datetime
+
+
+class TrainingRun(Frozen):
+    """One training run with everything that was set and how it ended."""
+
+    uid: uuid.UUID
+    campaign: str
+    number: int = Field(ge=0, description="number of the trial in the campaign")
+    run_name: str
+    status: RunStatus = RunStatus.RUNNING
+    outcome: Outcome | None = None
+    failure: str | None = Field(None, description="one sentence, for outcomes that failed")
+    base_model: str
+    model_type: str = "sd15"
+    dataset: str = Field(description="name and content hash of the data set")
+    num_images: int | None = None
+    all_parameters: Parameters
+    quality: float | None = Field(None, ge=0, le=100, description="objective: quality of the best epoch")
+    best_epoch: int | None = None
+    best_checkpoint: str | None = None
+    epochs_done: int = 0
+    total_training_time: float | None = Field(None, description="seconds of training, without evaluation")
+    peak_memory_mb: float | None = None
+    predicted: Prediction | None = None
+    verdict: GateVerdict | None = None
+    root_cause_diagnosis: tuple[Diagnosis, ...] = ()
+    recommended_next_steps: tuple[str, ...] = ()
+    started_at: datetime
+    finished_at: datetime | None = None
+
+    def changed(self, **values: Any) -> TrainingRun:
+        """A copy with some fields replaced, validated again."""
+        return type(self).model_validate({**dict(self), **values})
+
+
+class RunHistory(Frozen):
+    """A run together with its epochs, in order: what every decision is made from."""
+
+    run: TrainingRun
+    epochs: tuple[EpochResult, ...] = ()
+
+    @property
+    def curve(self) -> tuple[tuple[int, float], ...]:
+        """(epoch, quality) of the measured epochs, in order."""
+        return tuple((e.epoch_number, e.quality) for e in self.epochs if e.quality is not None)

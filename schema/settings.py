@@ -1,0 +1,23 @@
+"""Settings from the environment: where things live and which services to use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What differs between machines, not between campaigns."""
+
+    model_config = SettingsConfigDict(env_prefix="PIXELLOOP_", frozen=True, extra="ignore")
+
+    home: Path = Field(Path("pixelloop-home"), description="folder of database, runs and reports")
+    database_url: SecretStr | None = Field(
+        None,
+        validation_alias="DATABASE_URL",
+        description="an existing Postgres; the program starts its own if left out",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    threads: int = Field(1, ge=1, description="CPU threads of trainer and of sampler, each")

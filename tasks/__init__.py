@@ -1,0 +1,1 @@
+"""The outside world: GPU, files, database, pictures."""
