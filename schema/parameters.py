@@ -33,6 +33,9 @@ class Kind(StrEnum):
     STR = "str"
 
 
+_TYPES: dict[Kind, Any] = {Kind.FLOAT: float, Kind.INT: int, Kind.BOOL: bool, Kind.STR: str}
+
+
 class Category(StrEnum):
     """What a parameter is about; diagnoses are sorted by it."""
 
@@ -96,7 +99,7 @@ class Parameter(Frozen):
         return math.inf if self.high is None else self.high
 
     def _typed(self, value: Any) -> ParameterValue:
-        wanted: type = {Kind.BOOL: bool, Kind.INT: int, Kind.FLOAT: float, Kind.STR: str}[self.kind]
+        wanted = _TYPES[self.kind]
         if self.kind is Kind.FLOAT and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if self.kind is Kind.INT and isinstance(value, float) and value.is_integer():
