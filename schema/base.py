@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,6 +16,10 @@ class Frozen(BaseModel):
     """Base of all records: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with some fields replaced, validated again."""
+        return type(self).model_validate({**dict(self), **values})
 
 
 Model = TypeVar("Model", bound=BaseModel)

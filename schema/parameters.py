@@ -7,6 +7,7 @@ are the span in which a search makes sense for a character LoRA, not what the tr
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Mapping
 from enum import StrEnum
@@ -247,3 +248,21 @@ def with_defaults(values: Mapping[str, Any]) -> Parameters:
     """
     defaults: Parameters = {p.name: p.default for p in PARAMETERS.values() if not p.derived}
     return {**defaults, **check_parameters(values)}
+
+
+def parse_setting(text: str) -> tuple[str, ParameterValue]:
+    """A parameter written as ``name=value``, checked and in its own type.
+
+    Raises:
+        ConfigError: no equals sign, unknown name or bad value.
+    """
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals:
+        raise ConfigError(f"write a setting as name=value, but got {text!r}")
+    spec = parameter(name)
+    if spec.kind is Kind.STR:
+        return name, spec.check(value)
+    try:
+        return name, spec.check(json.loads(value.lower()))
+    except json.JSONDecodeError:
+        raise ConfigError(f"{name} must be of type {spec.kind}, but got {value!r}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
 
 from pydantic import Field
 
@@ -30,6 +29,11 @@ def run_uid(home_uid: uuid.UUID, campaign: str, number: int) -> uuid.UUID:
 def epoch_uid(run: uuid.UUID, epoch: int) -> uuid.UUID:
     """Identity of an epoch result (epochs count from 1, as kohya's)."""
     return uuid.uuid5(run, f"epoch/{epoch}")
+
+
+def refusal_uid(home_uid: uuid.UUID, campaign: str, number: int) -> uuid.UUID:
+    """Identity of a refused proposal."""
+    return uuid.uuid5(_NAMESPACE, f"{home_uid}/{campaign}/{number}/refused")
 
 
 class Outcome(StrEnum):
@@ -110,7 +114,7 @@ class EpochResult(Frozen):
 
     uid: uuid.UUID
     run_uid: uuid.UUID
-    epoch_number: int = Field(ge=1)
+    epoch_number: int = Field(ge=0, description="from 1 as kohya's; 0 is the base model without a LoRA")
     quality: float | None = Field(None, ge=0, le=100)
     train_loss: float | None = None
     seconds: float | None = Field(None, description="training time of the epoch")
@@ -150,10 +154,6 @@ class TrainingRun(Frozen):
     recommended_next_steps: tuple[str, ...] = ()
     started_at: datetime
     finished_at: datetime | None = None
-
-    def changed(self, **values: Any) -> TrainingRun:
-        """A copy with some fields replaced, validated again."""
-        return type(self).model_validate({**dict(self), **values})
 
 
 class RunHistory(Frozen):

@@ -1,0 +1,158 @@
+"""A campaign: ask, judge, run, learn, until the budget is spent.
+
+It keeps nothing important in memory. Started again it first goes on with the trials that were cut off,
+then asks for new ones: killing it at any moment costs at most part of an epoch.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from prefect import flow
+
+from flows import progress
+from flows.analysis import analysis
+from flows.epoch import draw, measure_epoch
+from flows.trial import trial
+from flows.wiring import Context, open_campaign
+from optimizer.budget import spent
+from optimizer.study import Proposal
+from schema.campaign import Budget, campaign_json
+from schema.errors import NotFoundError
+from schema.findings import Decision, GateVerdict, Prediction, RefusedProposal
+from schema.runs import RunHistory, refusal_uid
+
+
+@flow(name="campaign", flow_run_name="campaign {campaign_file}")
+def campaign(campaign_file: str, home: str, trials: int | None = None) -> str:
+    """Run or resume a campaign.
+
+    Args:
+        campaign_file: path of campaign.toml.
+        home: folder of database, runs and reports.
+        trials: how many to run instead of the file's budget.
+
+    Returns:
+        Why it ended.
+    """
+    context = open_campaign(campaign_file, home)
+    budget = context.file.budget.changed(**({"trials": trials} if trials else {}))
+    _begin(context)
+    _resume(context, budget)
+    while (reason := _spent(context, budget)) is None:
+        number = propose(context)
+        _run(context, number, budget)
+    _save(context, "finished", reason)
+    analysis(context.name, campaign_file, home)
+    progress.listener.message(f"campaign {context.name} ended: {reason}")
+    return reason
+
+
+def _begin(context: Context) -> None:
+    """Register the campaign, learn from earlier ones, and measure the base model once."""
+    _save(context, "running")
+    adopted = context.study.warm_start(_related(context))
+    if adopted:
+        progress.listener.message(f"{adopted} earlier runs on the same model and data are taken into account")
+    if context.base() is None:
+        stand_in = context.new_run(0, context.space.complete({}))
+        result = measure_epoch(context, stand_in, 0, draw(context, None, None, 0))
+        _save(context, "running", base=result.model_dump(mode="json"))
+        progress.listener.message(f"base model without a LoRA: quality {progress.score(result.quality)}")
+
+
+def _related(context: Context) -> list[RunHistory]:
+    return [h for h in context.store.history() if h.run.campaign != context.name]
+
+
+def _resume(context: Context, budget: Budget) -> None:
+    """Go on with the trials that were running when the campaign was cut off."""
+    for proposal in context.study.running():
+        try:
+            run = context.store.run(context.name, proposal.number)
+        except NotFoundError:  # cut off between the ask and the first row: judge it as if just asked
+            _accept(context, proposal, *_judge(context, proposal, skips=0))
+        else:
+            progress.listener.message(f"resuming {run.run_name} after epoch {run.epochs_done}")
+        _run(context, proposal.number, budget)
+
+
+def propose(context: Context) -> int:
+    """Ask until the gate lets a proposal through; what it refuses is kept with the reason.
+
+    Returns:
+        The number of the trial to run; its record is in the store.
+    """
+    skips = 0
+    suggestions = context.study.untried(context.file.start)
+    while True:
+        proposal = context.study.ask(suggestions.pop(0) if suggestions else None)
+        verdict, prediction = _judge(context, proposal, skips)
+        if verdict.decision is Decision.RUN:
+            _accept(context, proposal, verdict, prediction)
+            return proposal.number
+        skips += 1
+        _refuse(context, proposal, verdict, prediction)
+
+
+def _judge(context: Context, proposal: Proposal, skips: int) -> tuple[GateVerdict, Prediction]:
+    history = context.store.history()
+    parameters = context.space.complete(proposal.parameters)
+    prediction = context.surrogate(history).predict(parameters)
+    return context.gate.judge(parameters, prediction, history, proposal.number, skips), prediction
+
+
+def _accept(context: Context, proposal: Proposal, verdict: GateVerdict, prediction: Prediction) -> None:
+    run = context.new_run(proposal.number, context.space.complete(proposal.parameters))
+    context.store.save_run(run.changed(verdict=verdict, predicted=prediction))
+
+
+def _refuse(context: Context, proposal: Proposal, verdict: GateVerdict, prediction: Prediction) -> None:
+    refused = RefusedProposal(
+        uid=refusal_uid(context.home.uid, context.name, proposal.number),
+        campaign=context.name,
+        number=proposal.number,
+        parameters=proposal.parameters,
+        verdict=verdict,
+        predicted=prediction,
+        created_at=datetime.now(UTC),
+    )
+    context.store.save_refusal(refused)
+    context.study.refuse(proposal.number, verdict)
+    progress.listener.refused(proposal.number, verdict)
+
+
+def _run(context: Context, number: int, budget: Budget) -> None:
+    run = context.store.run(context.name, number)
+    progress.listener.trial_started(run, budget.trials, _time_left(context, budget))
+    trial(context.name, str(context.path), str(context.home.root), number)
+    analysis(context.name, str(context.path), str(context.home.root), number)
+
+
+def _finished(context: Context) -> list[RunHistory]:
+    return [h for h in context.store.history(context.name) if h.run.finished_at is not None]
+
+
+def _spent(context: Context, budget: Budget) -> str | None:
+    finished = _finished(context)
+    best = max((h.run.quality for h in finished if h.run.quality is not None), default=None)
+    return spent(budget, len(finished), _hours(finished), best)
+
+
+def _hours(finished: list[RunHistory]) -> float:
+    """Hours that the runs took: pauses between an interruption and its resume do not count."""
+    return sum((h.run.finished_at - h.run.started_at).total_seconds() for h in finished if h.run.finished_at) / 3600
+
+
+def _time_left(context: Context, budget: Budget) -> float | None:
+    """Seconds, from the mean of the runs so far; None before the first is done."""
+    finished = _finished(context)
+    if not finished:
+        return None
+    return _hours(finished) * 3600 / len(finished) * max(budget.trials - len(finished), 1)
+
+
+def _save(context: Context, status: str, end_reason: str | None = None, **more: object) -> None:
+    known = {c.name: c.settings for c in context.store.campaigns()}.get(context.name, {})
+    settings = {**known, "campaign": campaign_json(context.file), "file": context.home.relative(context.path), **more}
+    context.store.save_campaign(context.name, settings, status, end_reason)

@@ -1,0 +1,356 @@
+"""The command line: `pixelloop COMMAND`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import click
+import typer
+from rich.console import Console
+
+from schema.errors import NotFoundError, PixelloopError
+
+if TYPE_CHECKING:
+    from flows.wiring import Context, Services
+    from schema.runs import RunHistory
+
+app = typer.Typer(
+    help="Trains pixel-art LoRAs, measures every epoch, and learns why runs fail and what to try next.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+HomeOption = Annotated[
+    Path, typer.Option("--home", "-C", envvar="PIXELLOOP_HOME", help="Folder of database, runs and reports.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+CampaignOption = Annotated[
+    str | None, typer.Option("--campaign", "-c", help="Name of the campaign; the newest if left out.")
+]
+RunArgument = Annotated[str, typer.Argument(help="Name or number of a run: demo-003 or 3.", show_default=False)]
+DEFAULT_HOME = Path("pixelloop-home")
+
+
+@app.command()
+def demo(
+    home: HomeOption = Path("demo-run"),
+    trials: Annotated[int | None, typer.Option(help="Trials to run instead of the campaign's budget.", min=1)] = None,
+) -> None:
+    """Run a small campaign for real: tiny Stable Diffusion, drawn portraits, every part of the loop.
+
+    Example: [bold]pixelloop demo[/]
+    """
+    from demo.workspace import lay_out
+
+    _run_campaign(lay_out(home), home, trials)
+
+
+@app.command()
+def run(
+    campaign_file: Annotated[Path, typer.Argument(help="campaign.toml", show_default=False)],
+    home: HomeOption = DEFAULT_HOME,
+    trials: Annotated[int | None, typer.Option(help="Trials to run instead of the campaign's budget.", min=1)] = None,
+) -> None:
+    """Start a campaign; the same command again goes on where it stopped.
+
+    Example: [bold]pixelloop run night.toml --home /data/pixelloop[/]
+    """
+    _run_campaign(campaign_file, home, trials)
+
+
+@app.command()
+def resume(
+    name: Annotated[str | None, typer.Argument(help="Name of the campaign; the newest if left out.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Go on with a campaign that was interrupted.
+
+    Example: [bold]pixelloop resume --home demo-run[/]
+    """
+    with _services(home) as services:
+        file = _campaign_file(services, name)
+    _run_campaign(file, home, None)
+
+
+@app.command()
+def status(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_json: JsonOption = False) -> None:
+    """Show the leaderboard and what is running.
+
+    Example: [bold]pixelloop status --home demo-run[/]
+    """
+    with _services(home) as services:
+        record = services.campaign(campaign)
+        history = services.store.history(record.name)
+    from tasks.reports.leaderboard import leaderboard, rich_table
+
+    rows = leaderboard(history)
+    if as_json:
+        _json({"campaign": record.name, "status": record.status, "runs": [row.model_dump(mode="json") for row in rows]})
+        return
+    reason = f": {record.end_reason}" if record.end_reason else ""
+    out.print(f"campaign [bold]{record.name}[/] {record.status}{reason}")
+    out.print(rich_table(rows))
+
+
+@app.command()
+def runs(
+    where: Annotated[
+        list[str] | None, typer.Option(help="Condition such as 'network_dim > 32'; may be repeated.")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """List runs of all campaigns, those that meet every condition.
+
+    Example: [bold]pixelloop runs --where "network_dim > 32"[/]
+    """
+    from tasks.store.base import Condition
+
+    conditions = [Condition.parse(text) for text in where or []]
+    with _services(home) as services:
+        found = {run.uid for run in services.store.find_runs(conditions)}
+        history = [h for h in services.store.history() if h.run.uid in found]
+    from tasks.reports.leaderboard import leaderboard, rich_table
+
+    rows = leaderboard(history)
+    if as_json:
+        _json([row.model_dump(mode="json") for row in rows])
+    else:
+        out.print(rich_table(rows))
+
+
+@app.command()
+def dashboard(
+    home: HomeOption = DEFAULT_HOME,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 8080,
+) -> None:
+    """Open optuna-dashboard on a home: trials, curves, sample sheets, notes.
+
+    Example: [bold]pixelloop dashboard --home demo-run[/], then open http://127.0.0.1:8080
+    """
+    with _services(home) as services:
+        from tasks.dashboard.serve import serve
+
+        out.print(f"optuna-dashboard on http://127.0.0.1:{port} (Ctrl-C ends it)")
+        serve(services.optuna_url, services.home.artifacts, "127.0.0.1", port)
+
+
+@app.command()
+def report(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None) -> None:
+    """Write the report anew and say where it lies.
+
+    Example: [bold]pixelloop report --home demo-run[/]
+    """
+    with _context(home, campaign) as context:
+        from flows.analysis import write
+
+        out.print(f"report: {write(context)}", soft_wrap=True)
+
+
+@app.command()
+def predict(
+    settings: Annotated[list[str], typer.Argument(help="Parameters as name=value.", show_default=False)],
+    home: HomeOption = DEFAULT_HOME,
+    campaign: CampaignOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a setting would give, and whether the gate would let it run.
+
+    Example: [bold]pixelloop predict learning_rate=0.001 network_dim=16 --home demo-run[/]
+    """
+    with _context(home, campaign) as context:
+        parameters = context.space.complete(_settings(settings))
+        history = context.store.history()
+        prediction = context.surrogate(history).predict(parameters)
+        verdict = context.gate.judge(parameters, prediction, history, number=0, skips_in_a_row=0)
+    if as_json:
+        _json({"prediction": prediction.model_dump(mode="json"), "verdict": verdict.model_dump(mode="json")})
+        return
+    from tasks.reports.terminal import prediction_panel
+
+    out.print(prediction_panel(prediction, verdict))
+
+
+@app.command()
+def diagnose(
+    name: RunArgument, home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_json: JsonOption = False
+) -> None:
+    """Explain a run: its epochs, what went wrong, the likely cause, what to change.
+
+    Example: [bold]pixelloop diagnose 3 --home demo-run[/]
+    """
+    with _services(home) as services:
+        found = _run(services, name, campaign)
+    if as_json:
+        _json(found.model_dump(mode="json"))
+        return
+    from tasks.reports.terminal import diagnosis_view
+
+    out.print(diagnosis_view(found))
+
+
+@app.command("next")
+def next_(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_json: JsonOption = False) -> None:
+    """Show the experiments worth running next, with reasons.
+
+    Example: [bold]pixelloop next --home demo-run[/]
+    """
+    with _services(home) as services:
+        record = services.campaign(campaign)
+        found = services.store.hypotheses(record.name)
+    if as_json:
+        _json([h.model_dump(mode="json") for h in found])
+        return
+    from tasks.reports.terminal import experiments_view
+
+    out.print(experiments_view(found))
+
+
+@app.command()
+def compare(
+    a: RunArgument,
+    b: RunArgument,
+    home: HomeOption = DEFAULT_HOME,
+    campaign: CampaignOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two runs: what was set differently, and what came of it.
+
+    Example: [bold]pixelloop compare 2 5 --home demo-run[/]
+    """
+    with _services(home) as services:
+        first, second = _run(services, a, campaign), _run(services, b, campaign)
+    if as_json:
+        from schema.runs import difference
+
+        _json({"a": first.run.run_name, "b": second.run.run_name, "parameters": difference(first.run, second.run)})
+        return
+    from tasks.reports.terminal import comparison_view
+
+    out.print(comparison_view(first, second))
+
+
+def main() -> NoReturn:
+    """Entry point: errors of ours are one sentence and exit code 2, Ctrl-C is 130."""
+    from flows.server import quiet_prefect
+
+    quiet_prefect(Path.home() / ".prefect")
+    try:
+        app(standalone_mode=False)
+    except PixelloopError as error:
+        _fail(str(error), 2)
+    except click.ClickException as error:  # a wrong option or argument
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", 130)
+    sys.exit(0)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    err.print(f"[red]pixelloop:[/] {text}", soft_wrap=True, highlight=False)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _services(home: Path) -> Iterator[Services]:
+    from flows import wiring
+    from tasks.home import Home
+
+    if not Home.at(home).exists:
+        raise NotFoundError(
+            f"no pixelloop home at {home}: give --home, or start one with 'pixelloop run campaign.toml'"
+        )
+    try:
+        yield wiring.open_home(str(home))
+    finally:
+        wiring.close_all()
+
+
+@contextlib.contextmanager
+def _context(home: Path, campaign: str | None) -> Iterator[Context]:
+    from flows import wiring
+
+    with _services(home) as services:
+        yield wiring.open_campaign(str(_campaign_file(services, campaign)), str(home))
+
+
+def _campaign_file(services: Services, name: str | None) -> Path:
+    return services.home.absolute(services.campaign(name).settings["file"])
+
+
+def _run_campaign(campaign_file: Path, home: Path, trials: int | None) -> None:
+    """Start everything a campaign needs, run it, and say where the results are."""
+    from flows import progress, wiring
+    from flows.server import prefect_server
+    from schema.campaign import load_campaign
+    from tasks.home import Home
+
+    load_campaign(campaign_file)  # wrong files are told before anything is started
+    place = Home.at(home)
+    with progress.TerminalListener(out) as listener:
+        progress.listener = listener
+        listener.message(f"pixelloop in [bold]{home}[/]: starting database and Prefect server")
+        try:
+            services = wiring.open_home(str(home))
+            with prefect_server(place.prefect, services.prefect_url) as url:
+                listener.message(f"Prefect: {url.removesuffix('/api')}   dashboard: pixelloop dashboard --home {home}")
+                from flows.campaign import campaign
+
+                campaign(str(campaign_file.resolve()), str(place.root), trials)
+        except KeyboardInterrupt:
+            listener.message(f"interrupted; go on with: [bold]pixelloop resume --home {home}[/]")
+            raise
+        finally:
+            wiring.close_all()
+    status(home=home, campaign=load_campaign(campaign_file).campaign.name)
+    _closing_words(home, load_campaign(campaign_file).campaign.name)
+
+
+def _closing_words(home: Path, campaign: str) -> None:
+    from tasks.home import Home
+
+    place = Home.at(home)
+    out.print(f"report     {os.path.relpath(place.report(campaign))}", soft_wrap=True)
+    if place.best_lora(campaign).exists():
+        out.print(f"best LoRA  {os.path.relpath(place.best_lora(campaign))}", soft_wrap=True)
+    out.print(f"dashboard  pixelloop dashboard --home {home}", soft_wrap=True)
+
+
+def _run(services: Services, name: str, campaign: str | None) -> RunHistory:
+    """A run by its name or number.
+
+    Raises:
+        NotFoundError: there is none; the message lists those that exist.
+    """
+    record = services.campaign(campaign)
+    history = services.store.history(record.name)
+    for found in history:
+        if name in (found.run.run_name, str(found.run.number)):
+            return found
+    known = ", ".join(h.run.run_name for h in history) or "none yet"
+    raise NotFoundError(f"no run {name} in campaign {record.name}: there is {known}")
+
+
+def _settings(texts: list[str]) -> dict[str, Any]:
+    """Parameters given as name=value, each in its own type.
+
+    Raises:
+        ConfigError: no equals sign, unknown name or bad value.
+    """
+    from schema.parameters import parse_setting
+
+    return dict(parse_setting(text) for text in texts)
+
+
+def _json(data: object) -> None:
+    print(json.dumps(data, indent=2, default=str))

@@ -1,0 +1,105 @@
+"""One epoch: checkpoint -> pictures -> measurements -> store -> Optuna -> go on or stop."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows import progress
+from flows.wiring import Context, open_campaign
+from optimizer.analysis.diagnosis import diagnose_epoch
+from optimizer.objective import quality_of
+from optimizer.stopping import should_stop
+from schema.runs import EpochResult, RunHistory, TrainingRun, epoch_uid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@flow(name="epoch", flow_run_name="{campaign} trial {number} epoch {epoch_number}")
+def epoch(
+    campaign: str,
+    campaign_file: str,
+    home: str,
+    number: int,
+    epoch_number: int,
+    checkpoint: str,
+    train_loss: float | None = None,
+    seconds: float | None = None,
+) -> str | None:
+    """Judge one checkpoint while the trainer already works on the next epoch.
+
+    Returns:
+        Why the trial should stop now, or None to go on.
+    """
+    context = open_campaign(campaign_file, home)
+    started = time.monotonic()
+    run = context.store.run(campaign, number)
+    pictures = draw(context, Path(checkpoint), number, epoch_number)
+    result = measure_epoch(context, run, epoch_number, pictures).changed(
+        train_loss=train_loss,
+        seconds=seconds,
+        checkpoint=context.home.relative(Path(checkpoint)),
+        evaluation_seconds=time.monotonic() - started,
+    )
+    return keep(context, run, result)
+
+
+@task(name="draw", cache_policy=NO_CACHE)
+def draw(context: Context, checkpoint: Path | None, number: int | None, epoch_number: int) -> Tensor:
+    """Draw the prompt suite and save the pictures and their sheet; the base model if no checkpoint is given."""
+    from tasks.sampling.pictures import save_pictures, save_sheet
+
+    folder = context.home.base_samples(context.name) if number is None else context.folder(number)
+    pictures = context.sampler().draw(context.suite, checkpoint)
+    save_pictures(pictures, context.suite, folder.samples(epoch_number))
+    save_sheet(pictures, context.suite, folder.sheet(epoch_number))
+    return pictures
+
+
+@task(name="measure", cache_policy=NO_CACHE)
+def measure_epoch(context: Context, run: TrainingRun, epoch_number: int, pictures: Tensor) -> EpochResult:
+    """Measure all pictures in one batch and diagnose what is wrong with them."""
+    from tasks.metrics.suite import measure, summarise
+
+    expectations = [p.expectation for p in context.suite.prompts for _ in context.suite.seeds]
+    metrics = summarise(measure(pictures, expectations))
+    total = run.all_parameters["max_train_epochs"]
+    issues = diagnose_epoch(metrics, epoch_number, int(total or 1), run, context.store.history())
+    folder = context.home.base_samples(context.name) if epoch_number == 0 else context.folder(run.number)
+    return EpochResult(
+        uid=epoch_uid(run.uid, epoch_number),
+        run_uid=run.uid,
+        epoch_number=epoch_number,
+        quality=quality_of(metrics),
+        sample_sheet=context.home.relative(folder.sheet(epoch_number)),
+        quantitative_metrics=metrics,
+        diagnosed_issues=issues,
+        recommendations=tuple(issue.recommendation for issue in issues),
+        created_at=datetime.now(UTC),
+    )
+
+
+@task(name="keep", cache_policy=NO_CACHE)
+def keep(context: Context, run: TrainingRun, result: EpochResult) -> str | None:
+    """Store the result, show it in the dashboard, tell Optuna, and ask whether to go on."""
+    from tasks.dashboard.annotate import attach_sheet
+
+    context.store.save_epoch(result)
+    if result.quality is not None:
+        context.study.report(run.number, result.epoch_number, result.quality)
+    if result.sample_sheet is not None:
+        attach_sheet(
+            context.study.study, run.number, context.home.artifacts, context.home.absolute(result.sample_sheet)
+        )
+    progress.listener.measured(result)
+    history = context.store.history()
+    curve = RunHistory(run=run, epochs=tuple(context.store.epochs(run.uid))).curve
+    total = run.all_parameters["max_train_epochs"]
+    others = [h for h in history if h.run.uid != run.uid]
+    return should_stop(curve, others, context.file.stopping, int(total or 1))

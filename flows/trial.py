@@ -1,0 +1,112 @@
+"""One trial: train, judge each epoch as it comes, and say how it ended.
+
+The trial owns its truth. Killed and started again under the same number, it resumes the training and
+leaves out the epochs that were already measured.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from datetime import UTC, datetime
+
+from prefect import flow
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+from flows import progress
+from flows.epoch import epoch
+from flows.wiring import Context, open_campaign
+from optimizer.analysis.diagnosis import diagnose_run
+from optimizer.objective import best_epoch
+from schema.errors import PixelloopError
+from schema.runs import EpochResult, Outcome, RunHistory, RunStatus, TrainingRun
+from tasks.training.events import EpochEvent, FailedEvent, FinishedEvent, StartedEvent, StepEvent
+
+
+@flow(name="trial", flow_run_name="{campaign} trial {number}")
+def trial(campaign: str, campaign_file: str, home: str, number: int) -> str:
+    """Run or resume trial `number`, whose record is in the store already.
+
+    Returns:
+        The outcome. A failing trial is an outcome, never an error: a night goes on.
+    """
+    context = open_campaign(campaign_file, home)
+    run = context.store.run(campaign, number).changed(status=RunStatus.RUNNING)
+    context.store.save_run(run)
+    try:
+        ended = _train(context, run)
+    except KeyboardInterrupt:
+        context.store.save_run(run.changed(status=RunStatus.INTERRUPTED))
+        raise
+    except PixelloopError as error:
+        ended = run.changed(outcome=Outcome.CRASHED, failure=str(error))
+    except Exception as error:  # noqa: BLE001 - the one boundary: whatever breaks, the night goes on
+        context.folder(number).traceback.write_text(traceback.format_exc())
+        ended = run.changed(outcome=Outcome.CRASHED, failure=f"{type(error).__name__}: {error}")
+    return _finish(context, ended)
+
+
+def _train(context: Context, run: TrainingRun) -> TrainingRun:
+    """Follow the trainer to its end; judge each checkpoint meanwhile."""
+    measured = {e.epoch_number for e in context.store.epochs(run.uid)}
+    total, last_step = 0, 0.0
+    with context.trainer(run) as trainer:
+        for event in trainer.follow():
+            if isinstance(event, StartedEvent):
+                total = event.total_steps
+                run = run.changed(all_parameters=run.all_parameters | event.derived)
+            elif isinstance(event, StepEvent) and time.monotonic() - last_step > 0.2:
+                last_step = time.monotonic()
+                progress.listener.stepped(event.step, total, event.epoch, event.loss)
+            elif isinstance(event, EpochEvent):
+                run = run.changed(epochs_done=event.epoch, total_training_time=event.time_trained)
+                reason = None if event.epoch in measured else _judge(context, run, event)
+                if reason is not None:
+                    trainer.stop()
+                    return run.changed(outcome=Outcome.STOPPED_EARLY, failure=reason)
+            elif isinstance(event, FailedEvent):
+                return run.changed(outcome=event.outcome, failure=event.sentence)
+            elif isinstance(event, FinishedEvent):
+                run = run.changed(outcome=Outcome.OK, peak_memory_mb=event.peak_memory_mb)
+    return run
+
+
+def _judge(context: Context, run: TrainingRun, event: EpochEvent) -> str | None:
+    # Prefect's heartbeat would hold each sync subflow open for a second after its end.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        return epoch(
+            campaign=context.name,
+            campaign_file=str(context.path),
+            home=str(context.home.root),
+            number=run.number,
+            epoch_number=event.epoch,
+            checkpoint=event.checkpoint,
+            train_loss=event.loss,
+            seconds=event.seconds,
+        )
+
+
+def _finish(context: Context, run: TrainingRun) -> str:
+    """Write the end of a run everywhere it is kept, the store last told nothing that it has not."""
+    epochs = tuple(context.store.epochs(run.uid))
+    run = _with_best(run, epochs)
+    diagnoses = diagnose_run(RunHistory(run=run, epochs=epochs), context.store.history(), context.space)
+    run = run.changed(
+        status=RunStatus.FINISHED,
+        finished_at=datetime.now(UTC),
+        root_cause_diagnosis=diagnoses,
+        recommended_next_steps=tuple(d.recommendation for d in diagnoses),
+    )
+    context.store.save_run(run)
+    outcome = run.outcome or Outcome.CRASHED
+    context.study.finish(run.number, outcome, run.quality)
+    progress.listener.trial_finished(run)
+    return str(outcome)
+
+
+def _with_best(run: TrainingRun, epochs: tuple[EpochResult, ...]) -> TrainingRun:
+    best = best_epoch(RunHistory(run=run, epochs=epochs).curve)
+    if best is None:
+        return run
+    checkpoint = next(e.checkpoint for e in epochs if e.epoch_number == best[0])
+    return run.changed(best_epoch=best[0], quality=best[1], best_checkpoint=checkpoint)

@@ -1,0 +1,230 @@
+"""The one place that picks: settings to a concrete store, study, sampler and trainer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimizer.gate import Gate
+from optimizer.space import Space
+from optimizer.study import CampaignStudy
+from optimizer.surrogate import Surrogate
+from schema.campaign import CampaignFile, load_campaign
+from schema.errors import ConfigError, NotFoundError
+from schema.parameters import Parameters
+from schema.prompts import PromptSuite, load_prompts
+from schema.runs import EpochResult, RunHistory, TrainingRun, run_uid
+from schema.settings import Settings
+from tasks.home import Home, TrialFolder
+from tasks.store.base import CampaignRecord, Store
+from tasks.store.embedded import EmbeddedPostgres
+from tasks.store.migrate import migrate
+from tasks.store.postgres import PostgresStore
+from tasks.training.config import write_config
+from tasks.training.dataset import dataset_fingerprint, num_images
+from tasks.training.launch import TrainerProcess
+
+if TYPE_CHECKING:
+    from tasks.sampling.pipeline import Sampler
+
+
+@dataclass(frozen=True)
+class Services:
+    """What every command of one home shares."""
+
+    home: Home
+    settings: Settings
+    store: Store
+    database_url: str
+    embedded: EmbeddedPostgres | None
+
+    @property
+    def optuna_url(self) -> str:
+        """Optuna keeps its tables in a schema of its own in the same database."""
+        url = self.database_url.replace("postgresql://", "postgresql+psycopg://")
+        return url + ("&" if "?" in url else "?") + "options=-csearch_path%3Doptuna"
+
+    def prefect_url(self) -> str:
+        """Address of Prefect's own database, made if it is missing."""
+        if self.embedded is None:
+            raise ConfigError("DATABASE_URL is set, so run a Prefect server of your own and set PREFECT_API_URL")
+        return self.embedded.ensure_database("prefect")
+
+    def campaign(self, name: str | None) -> CampaignRecord:
+        """A campaign by name, or the newest.
+
+        Raises:
+            NotFoundError: there is none; the message lists those that exist.
+        """
+        known = self.store.campaigns()
+        if not known:
+            raise NotFoundError(f"no campaign in {self.home.root}: start one with 'pixelloop run campaign.toml'")
+        for record in known:
+            if name in (None, record.name):
+                return record if name else known[-1]
+        raise NotFoundError(f"no campaign {name} in {self.home.root}: there is {', '.join(c.name for c in known)}")
+
+    def close(self) -> None:
+        """Let go of the database; the last one out stops it."""
+        self.store.close()
+        if self.embedded is not None:
+            self.embedded.stop_if_idle()
+
+
+_homes: dict[Path, Services] = {}
+_campaigns: dict[tuple[Path, Path], Context] = {}
+
+
+def open_home(home: str) -> Services:
+    """Start or join the home's database and bring it up to date; once a process and home."""
+    place = Home.at(Path(home))
+    if place.root not in _homes:
+        _homes[place.root] = _open_home(place)
+    return _homes[place.root]
+
+
+def _open_home(place: Home) -> Services:
+    settings = Settings()
+    if settings.database_url is not None:
+        embedded, url = None, settings.database_url.get_secret_value()
+    else:
+        embedded = EmbeddedPostgres(place.postgres)
+        url = embedded.start()
+    migrate(url)
+    return Services(place, settings, PostgresStore(url), url, embedded)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything one campaign needs; cheap to open again in another process."""
+
+    services: Services
+    file: CampaignFile
+    path: Path
+    space: Space
+    suite: PromptSuite
+    study: CampaignStudy
+    gate: Gate
+    dataset: str
+
+    @property
+    def name(self) -> str:
+        """Name of the campaign."""
+        return self.file.campaign.name
+
+    @property
+    def home(self) -> Home:
+        """Where everything lies."""
+        return self.services.home
+
+    @property
+    def store(self) -> Store:
+        """Where everything is kept."""
+        return self.services.store
+
+    @property
+    def device(self) -> str:
+        """The device of trainer and sampler."""
+        return pick_device(self.services.settings.device)
+
+    def folder(self, number: int) -> TrialFolder:
+        """Folder of a trial."""
+        return self.home.trial(self.name, number)
+
+    def surrogate(self, history: Sequence[RunHistory]) -> Surrogate:
+        """A model of what is known so far."""
+        campaign = self.file.campaign
+        return Surrogate.fit(history, self.space, campaign.failed_quality, self.file.base_model, self.dataset)
+
+    def new_run(self, number: int, parameters: Parameters) -> TrainingRun:
+        """The record of a run that is about to start."""
+        return TrainingRun(
+            uid=run_uid(self.home.uid, self.name, number),
+            campaign=self.name,
+            number=number,
+            run_name=f"{self.name}-{number:03d}",
+            base_model=self.file.base_model,
+            dataset=self.dataset,
+            num_images=num_images(self.file.dataset_dir),
+            all_parameters=parameters,
+            started_at=datetime.now(UTC),
+        )
+
+    def trainer(self, run: TrainingRun) -> TrainerProcess:
+        """The trainer's process for a run, not yet started; started again it resumes."""
+        folder = self.folder(run.number)
+        write_config(
+            folder.config,
+            run.all_parameters,
+            base_model=self.file.base_model,
+            dataset_dir=self.file.dataset_dir,
+            output_dir=folder.checkpoints,
+            output_name=run.run_name,
+            cache_dir=self.home.latents,
+        )
+        return TrainerProcess(folder.config, folder.root, device=self.device, threads=self.services.settings.threads)
+
+    def sampler(self) -> Sampler:
+        """The pipeline that draws, loaded once a process."""
+        return _sampler(self.file.base_model, self.device, self.services.settings.threads)
+
+    def base(self) -> EpochResult | None:
+        """What the base model draws without a LoRA, if it was measured."""
+        settings = self.services.campaign(self.name).settings
+        return EpochResult.model_validate(settings["base"]) if "base" in settings else None
+
+
+def open_campaign(campaign_file: str, home: str) -> Context:
+    """Read a campaign and open its study; once a process, campaign and home.
+
+    Raises:
+        ConfigError: something in the files is wrong; one sentence says what.
+    """
+    key = (Path(campaign_file).resolve(), Home.at(Path(home)).root)
+    if key not in _campaigns:
+        _campaigns[key] = _open_campaign(key[0], home)
+    return _campaigns[key]
+
+
+def _open_campaign(path: Path, home: str) -> Context:
+    file = load_campaign(path)
+    space = Space.of(file)
+    suite = load_prompts(file.prompts_file)
+    fingerprint = dataset_fingerprint(file.dataset_dir)
+    services = open_home(home)
+    campaign = file.campaign
+    study = CampaignStudy.open(campaign.name, services.optuna_url, space, campaign.sampler, campaign.seed)
+    gate = Gate(file.gate, space, campaign.seed)
+    return Context(services, file, path, space, suite, study, gate, fingerprint)
+
+
+def close_all() -> None:
+    """Forget what was opened and stop what nobody else uses: called once, when a program ends."""
+    for context in _campaigns.values():
+        context.study.close()
+    _campaigns.clear()
+    for services in _homes.values():
+        services.close()
+    _homes.clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _sampler(base_model: str, device: str, threads: int) -> Sampler:
+    from tasks.sampling.pipeline import Sampler  # torch: seconds that most commands can do without
+
+    return Sampler(base_model, device, threads)
+
+
+def pick_device(wanted: str) -> str:
+    """The device to compute on; ``auto`` takes a GPU where there is one."""
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

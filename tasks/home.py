@@ -1,0 +1,131 @@
+"""The home: one folder that holds the database, the runs and the reports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """Everything that belongs to one trial: ``runs/<campaign>/<number>/``.
+
+    The rows of the database can be rebuilt from it.
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The trainer's configuration, in kohya's names."""
+        return self.root / "trial.toml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the LoRA files, one an epoch."""
+        return self.root / "checkpoints"
+
+    @property
+    def traceback(self) -> Path:
+        """Where an unexpected error is written down."""
+        return self.root / "traceback.txt"
+
+    def samples(self, epoch: int) -> Path:
+        """Folder of one epoch's pictures."""
+        return self.root / "samples" / f"epoch-{epoch:03d}"
+
+    def sheet(self, epoch: int) -> Path:
+        """All pictures of one epoch on one sheet."""
+        return self.root / "samples" / f"epoch-{epoch:03d}.png"
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths inside a pixelloop home."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, path: Path) -> Home:
+        """The home at a path; nothing is made yet."""
+        return cls(path.expanduser().resolve())
+
+    @property
+    def exists(self) -> bool:
+        """True where a home was made before."""
+        return self._identity.exists()
+
+    @property
+    def uid(self) -> uuid.UUID:
+        """Identity of the home, made at first use and kept."""
+        if not self.exists:
+            self.root.mkdir(parents=True, exist_ok=True)
+            part = self._identity.with_suffix(f".{uuid.uuid4().hex}.part")
+            part.write_text(json.dumps({"uid": str(uuid.uuid4())}))
+            try:  # the first of several processes wins
+                self._identity.hardlink_to(part)
+            except FileExistsError:
+                pass
+            finally:
+                part.unlink()
+        return uuid.UUID(json.loads(self._identity.read_text())["uid"])
+
+    @property
+    def _identity(self) -> Path:
+        return self.root / "home.json"
+
+    @property
+    def postgres(self) -> Path:
+        """Folder of the embedded database."""
+        return self.root / "postgres"
+
+    @property
+    def prefect(self) -> Path:
+        """Prefect's own folder, apart from the user's."""
+        return self.root / "prefect"
+
+    @property
+    def artifacts(self) -> Path:
+        """Pictures that optuna-dashboard shows."""
+        return self.root / "artifacts"
+
+    @property
+    def latents(self) -> Path:
+        """Cache of encoded pictures, shared by all trials."""
+        return self.root / "latents"
+
+    def trial(self, campaign: str, number: int) -> TrialFolder:
+        """Folder of one trial."""
+        return TrialFolder(self.root / "runs" / campaign / f"{number:03d}")
+
+    def base_samples(self, campaign: str) -> TrialFolder:
+        """Folder of what the base model draws without a LoRA."""
+        return TrialFolder(self.root / "runs" / campaign / "base")
+
+    def report(self, campaign: str) -> Path:
+        """The campaign's report."""
+        return self.root / f"report-{campaign}.html"
+
+    def best_lora(self, campaign: str) -> Path:
+        """Copy of the best checkpoint, ready to be taken away."""
+        return self.root / f"best-{campaign}.safetensors"
+
+    def relative(self, path: Path) -> str:
+        """A path as the database keeps it: from the home if inside it, so that the folder can be moved."""
+        full = path.resolve()
+        return (full.relative_to(self.root) if full.is_relative_to(self.root) else full).as_posix()
+
+    def absolute(self, path: str) -> Path:
+        """A path from the database."""
+        return self.root / path
+
+
+def copy_atomically(source: Path, target: Path) -> None:
+    """Copy a file so that the target is never seen half-written."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    shutil.copyfile(source, part)
+    part.replace(target)
