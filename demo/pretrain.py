@@ -1,12 +1,13 @@
 """Pre-train the demo's base model: a genuine, tiny Stable Diffusion in diffusers format.
 
-    python -m demo.pretrain --out demo/base --device cuda --minutes 9
+    python -m demo.pretrain decoder --out demo/base --minutes 25 &
+    python -m demo.pretrain unet    --out demo/base --minutes 80
 
-The parts are the ordinary classes, only small: AutoencoderKL (8x smaller latents), CLIPTextModel with a
-byte-level BPE tokenizer of its own, UNet2DConditionModel; v-prediction with zero terminal SNR. Every
-picture is drawn fresh on the device (demo/drawn.py), so nothing is repeated and nothing is downloaded.
-Training is measured in minutes, not steps: the result is shipped, not remade bit by bit. Nine minutes
-were spent on one H200; on two CPU cores expect a day for the same number of samples.
+The parts are the ordinary classes, only small: AutoencoderKL (demo/vae.py), CLIPTextModel with a byte-level
+BPE tokenizer of its own, UNet2DConditionModel; v-prediction with zero terminal SNR. All pictures are drawn
+(demo/drawn.py), nothing is downloaded. The two commands need nothing of each other, so they run side by
+side, one CPU core each. Training is measured in minutes, not steps: the result is shipped, not remade
+bit by bit. The parts are written every few minutes and can be looked at while they train.
 """
 
 from __future__ import annotations
@@ -17,21 +18,20 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from demo.attributes import Attributes
-from demo.drawn import SIZE, STYLES, Colours, caption, draw_characters, random_blocks
+from demo.drawn import STYLES, Colours, caption, draw_characters, random_blocks
+from demo.vae import LATENT_CHANNELS, SIZE, new_vae
 
-LATENT_CHANNELS = 24
 TEXT_WIDTH = 64
 CONTEXT = 77
 SCHEDULE = {
@@ -42,6 +42,9 @@ SCHEDULE = {
 _OTHER_WORDS = """pixel art, 8bit 16bit retro game, masterpiece, best quality, low quality, worst quality, blurry,
 photo, photorealistic, smooth, shaded, gradient, simple background, front view, limited palette, solid colors,
 sharp edges"""
+
+
+CPU = torch.device("cpu")
 
 
 class Clock:
@@ -56,48 +59,33 @@ class Clock:
         return (time.monotonic() - self.start) / self.seconds
 
     def rate(self, step: int, flat: float = 0.4) -> float:
-        """Factor of the learning rate: 200 steps of warm-up, flat, then a cosine to 2 %."""
+        """Factor of the learning rate: 100 steps of warm-up, flat, then a cosine to 2 %."""
         late = max(0.0, (min(self.used, 1) - flat) / (1 - flat))
-        return min(1, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * late)))
+        return min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * late)))
 
 
-class Pool:
-    """Characters with tokenised captions, ready on the device."""
-
-    def __init__(self, tokenizer: CLIPTokenizer, count: int, seed: int, device: torch.device) -> None:
-        rng = random.Random(seed)
-        characters = [Attributes.draw(rng, crown_share=0.5) for _ in range(count)]
-        self.colours = Colours.of(characters, device)
-        self.tokens = {
-            style: tokenise(tokenizer, [caption(c, style, rng) for c in characters], device) for style in STYLES
-        }
-        self.nothing = tokenise(tokenizer, [""], device)
-        self.device, self.count = device, count
-
-    def batches(self, size: int, ahead: int = 8) -> Iterator[tuple[Tensor, Tensor]]:
-        """Fresh pictures (B, 3, 64, 64) in [-1, 1] with token ids (B, 77); a tenth without caption.
-
-        Several batches are drawn at once: on a GPU the many small shapes cost launches, not arithmetic.
-        """
-        while True:
-            pictures, tokens = [], []
-            for style, share in STYLES.items():
-                rows = torch.randint(0, self.count, (round(size * ahead * share),), device=self.device)
-                pictures.append(draw_characters(self.colours[rows], style))
-                tokens.append(self.tokens[style][rows])
-            images, ids = torch.cat(pictures) * 2 - 1, torch.cat(tokens)
-            ids[torch.rand(len(ids), device=self.device) < 0.1] = self.nothing
-            order = torch.randperm(len(ids), device=self.device)
-            for rows in torch.split(order, size):
-                yield images[rows], ids[rows]
+def pictures_to_analyse() -> Tensor:
+    """The pictures that define the encoder: the same ones each time, (512, 3, 64, 64) in [-1, 1]."""
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(1234)
+    pictures = torch.cat([*(draw_style(style, 96, seed=4321) for style in STYLES), random_blocks(128, CPU)])
+    torch.set_rng_state(generator_state)
+    return pictures * 2 - 1
 
 
-def tokenise(tokenizer: CLIPTokenizer, captions: list[str], device: torch.device) -> Tensor:
+def draw_style(style: str, count: int, seed: int) -> Tensor:
+    """Random characters in one style, (count, 3, 64, 64) in [0, 1]."""
+    rng = random.Random(seed)
+    characters = [Attributes.draw(rng, crown_share=0.5) for _ in range(count)]
+    return torch.cat([draw_characters(Colours.of(characters[i : i + 64], CPU), style) for i in range(0, count, 64)])
+
+
+def tokenise(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """Token ids (B, 77), padded and cut to the context length."""
     ids: Tensor = tokenizer(
         captions, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
     ).input_ids
-    return ids.to(device)
+    return ids
 
 
 def build_tokenizer(folder: Path, vocabulary: int = 1000) -> CLIPTokenizer:
@@ -125,19 +113,10 @@ def build_tokenizer(folder: Path, vocabulary: int = 1000) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=CONTEXT)
 
 
-def new_vae() -> AutoencoderKL:
-    """64 x 64 x 3 <-> 8 x 8 x 24."""
-    return AutoencoderKL(
-        block_out_channels=(16, 32, 48, 96), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, latent_channels=LATENT_CHANNELS,
-        norm_num_groups=4, sample_size=SIZE, mid_block_add_attention=False,
-    )  # fmt: skip
-
-
 def new_unet() -> UNet2DConditionModel:
     """Denoises 8 x 8 x 24 latents under a text of width 64."""
     return UNet2DConditionModel(
-        sample_size=SIZE // 8, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, block_out_channels=(64, 128),
+        sample_size=SIZE // 8, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, block_out_channels=(64, 96),
         layers_per_block=1, cross_attention_dim=TEXT_WIDTH, attention_head_dim=4, norm_num_groups=16,
         down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
     )  # fmt: skip
@@ -169,24 +148,6 @@ class Average:
         torch._foreach_lerp_(list(self.module.parameters()), list(self.source.parameters()), weight)
 
 
-def train_vae(pool: Pool, minutes: float, batch: int) -> AutoencoderKL:
-    """Train encoder and decoder together on drawn pictures and random blocks."""
-    vae = new_vae().to(pool.device)
-    average = Average(vae)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    drawn = pool.batches(batch - batch // 3)
-    for step, clock in _steps("vae", minutes):
-        blocks = random_blocks(batch // 3, pool.device) * 2 - 1
-        pictures = torch.cat([next(drawn)[0], blocks])
-        posterior = vae.encode(pictures).latent_dist
-        restored = vae.decode(posterior.sample()).sample
-        loss = reconstruction_loss(restored, pictures) + 2e-4 * posterior.kl().mean() / posterior.mean[0].numel()
-        _update(optimizer, 2e-3 * clock.rate(step), loss, vae)
-        average.update(step)
-        _report(step, "vae", loss, rmse=(restored - pictures).square().mean().sqrt() / 2, std=posterior.std.mean())
-    return average.module
-
-
 def reconstruction_loss(restored: Tensor, pictures: Tensor) -> Tensor:
     """Squared, absolute and edge error: the last keeps a decoder from blurring."""
     difference = restored - pictures
@@ -194,43 +155,100 @@ def reconstruction_loss(restored: Tensor, pictures: Tensor) -> Tensor:
     return 2 * difference.square().mean() + 0.5 * difference.abs().mean() + 0.5 * edges
 
 
-def train_unet(
-    pool: Pool, vae: AutoencoderKL, text: CLIPTextModel, minutes: float, batch: int
-) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Train UNet and text encoder together on the VAE's latents; plain v-prediction loss."""
-    unet, text = new_unet().to(pool.device), text.to(pool.device).train()
+class Latents:
+    """Encoded pictures of all styles with several tokenised captions each."""
+
+    def __init__(self, vae: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, captions: int, seed: int) -> None:
+        rng = random.Random(seed)
+        latents, tokens = [], []
+        for style, share in STYLES.items():
+            characters = [Attributes.draw(rng, crown_share=0.5) for _ in range(round(count * share))]
+            for start in range(0, len(characters), 64):
+                some = characters[start : start + 64]
+                pictures = draw_characters(Colours.of(some, CPU), style) * 2 - 1
+                latents.append(vae.encode(pictures).latent_dist.mean)
+                written = [caption(c, style, rng) for c in some for _ in range(captions)]
+                tokens.append(tokenise(tokenizer, written).view(len(some), captions, CONTEXT))
+        self.mean, self.tokens = torch.cat(latents), torch.cat(tokens)
+        self.std = vae.encode(pictures[:1]).latent_dist.std.mean()  # the encoder's is the same everywhere
+        self.nothing = tokenise(tokenizer, [""])
+
+    def batch(self, size: int) -> tuple[Tensor, Tensor]:
+        """Latents (B, 24, 8, 8) and token ids (B, 77); a tenth without caption."""
+        rows = torch.randint(0, len(self.mean), (size,))
+        latents = self.mean[rows] + self.std * torch.randn(size, *self.mean.shape[1:])
+        tokens = self.tokens[rows, torch.randint(0, self.tokens.shape[1], (size,))]
+        return latents, torch.where(torch.rand(size, 1) < 0.1, self.nothing, tokens)
+
+
+def train_decoder(out: Path, minutes: float, batch: int) -> None:
+    """Teach the decoder to draw latents: crops for most of the time, whole pictures at the end."""
+    vae = new_vae(pictures_to_analyse()).to(memory_format=torch.channels_last)
+    learnt = nn.ModuleList([vae.decoder, vae.post_quant_conv])
+    average = Average(vae)
+    optimizer = torch.optim.AdamW(learnt.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+    pool = torch.cat([draw_style(style, 600, seed=7) for style in STYLES] + [_many_blocks(1600)]) * 2 - 1
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(pool[i : i + 64]).latent_dist.mean for i in range(0, len(pool), 64)])
+    for step, clock in _steps("decoder", minutes, lambda: _save_part(average.module, out / "vae")):
+        size, count = (SIZE, batch // 3) if clock.used > 0.7 else (SIZE // 2, batch)
+        rows = torch.randint(0, len(pool), (count,))
+        top, left = (int(torch.randint(0, (SIZE - size) // 8 + 1, ()).item()) for _ in range(2))
+        seen = latents[rows, :, top : top + size // 8, left : left + size // 8]
+        wanted = pool[rows, :, top * 8 : top * 8 + size, left * 8 : left * 8 + size]
+        drawn = vae.decode(seen + 0.06 * torch.randn_like(seen)).sample
+        loss = reconstruction_loss(drawn, wanted)
+        _update(optimizer, 2e-3 * clock.rate(step), loss, learnt)
+        average.update(step)
+        _report(step, "decoder", loss, rmse=(drawn - wanted).square().mean().sqrt() / 2)
+
+
+def train_unet(out: Path, minutes: float, batch: int) -> None:
+    """Train UNet and text encoder together on the encoder's latents; plain v-prediction loss."""
+    tokenizer = build_tokenizer(out / "tokenizer")
+    vae = new_vae(pictures_to_analyse()).eval()
+    with torch.no_grad():
+        data = Latents(vae, tokenizer, count=20_000, captions=3, seed=11)
+    unet, text = new_unet().to(memory_format=torch.channels_last), new_text_encoder(tokenizer).train()
     averages = Average(unet), Average(text)
     both = nn.ModuleList([unet, text])
     optimizer = torch.optim.AdamW(both.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
     noise_schedule = DDPMScheduler(**SCHEDULE)
-    drawn = pool.batches(batch)
-    with torch.no_grad():
-        latents = vae.encode(next(drawn)[0]).latent_dist.sample()
-        vae.register_to_config(scaling_factor=1 / latents.std().item())
-    for step, clock in _steps("unet", minutes):
-        pictures, tokens = next(drawn)
-        with torch.no_grad():
-            latents = vae.encode(pictures).latent_dist.sample() * vae.config.scaling_factor
+    _save_frame(out, tokenizer)
+
+    def save() -> None:
+        _save_part(averages[0].module, out / "unet")
+        _save_part(averages[1].module, out / "text_encoder")
+
+    running = 1.0
+    for step, clock in _steps("unet", minutes, save):
+        latents, tokens = data.batch(batch)
         noise = torch.randn_like(latents)
         # Stratified timesteps: each batch sees all noise levels.
-        share = (torch.randperm(len(latents), device=pool.device) + torch.rand(len(latents), device=pool.device)) / len(
-            latents
-        )
-        timesteps = (share * 1000).long().clamp_(0, 999)
+        timesteps = ((torch.randperm(batch) + torch.rand(batch)) / batch * 1000).long().clamp_(0, 999)
         predicted = unet(noise_schedule.add_noise(latents, noise, timesteps), timesteps, text(tokens)[0]).sample
         loss = F.mse_loss(predicted, noise_schedule.get_velocity(latents, noise, timesteps))
         _update(optimizer, 1e-3 * clock.rate(step), loss, both)
         for average in averages:
             average.update(step)
-        _report(step, "unet", loss)
-    return averages[0].module, averages[1].module
+        running += 0.01 * (loss.item() - running)
+        _report(step, "unet", torch.tensor(running))
 
 
-def _steps(name: str, minutes: float) -> Iterator[tuple[int, Clock]]:
-    clock, step = Clock(minutes), 0
+def _many_blocks(count: int) -> Tensor:
+    return torch.cat([random_blocks(32, CPU) for _ in range(count // 32)])
+
+
+def _steps(name: str, minutes: float, save: Callable[[], None], every: float = 300) -> Iterator[tuple[int, Clock]]:
+    """Count steps until the time is spent; save now and then, and at the end."""
+    clock, step, saved = Clock(minutes), 0, time.monotonic()
     while clock.used < 1:
         yield step, clock
         step += 1
+        if time.monotonic() - saved > every:
+            save()
+            saved = time.monotonic()
+    save()
     print(f"{name}: {step} steps in {minutes:g} minutes", flush=True)
 
 
@@ -244,58 +262,43 @@ def _update(optimizer: torch.optim.Optimizer, rate: float, loss: Tensor, module:
 
 
 def _report(step: int, name: str, loss: Tensor, **more: Tensor) -> None:
-    if step % 500 == 0:
+    if step % 200 == 0:
         print(name, step, f"loss {loss.item():.4f}", *(f"{k} {v.item():.4f}" for k, v in more.items()), flush=True)
 
 
-def pipeline(
-    vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
-) -> StableDiffusionPipeline:
-    """The parts as an ordinary pipeline with a DDIM scheduler."""
-    scheduler = DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, steps_offset=1)
-    return StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+def _save_part(model: nn.Module, folder: Path) -> None:
+    """Save a part's weights in half precision."""
+    copy.deepcopy(model).to(torch.float16).save_pretrained(folder)
 
 
-def sample_sheet(pipe: StableDiffusionPipeline, device: torch.device) -> Image.Image:
-    """Held-out characters in each style, one row a style, and one under a trigger the model does not know."""
-    rng = random.Random(99)
-    characters = [Attributes.draw(rng, crown_share=0.5) for _ in range(12)]
-    rows = []
-    for opening in ["pixel art, portrait of a character", *(f"{style} of a character" for style in STYLES)]:
-        prompts = [", ".join([opening, *c.tags()]) for c in characters]
-        seeds = [torch.Generator("cpu").manual_seed(i) for i in range(len(prompts))]
-        pictures = pipe(
-            prompts, num_inference_steps=20, guidance_scale=3.0, guidance_rescale=0.7, generator=seeds, output_type="pt"
-        ).images
-        rows.append(torch.cat(list(pictures), 2))
-    sheet = (torch.cat(rows, 1).permute(1, 2, 0).cpu().numpy() * 255).round().astype("uint8")
-    return Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), Image.Resampling.NEAREST)
+def _save_frame(out: Path, tokenizer: CLIPTokenizer) -> None:
+    """Everything of the pipeline's folder that is not trained."""
+    tokenizer.save_pretrained(out / "tokenizer")
+    DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, steps_offset=1).save_pretrained(out / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None], "image_encoder": [None, None],
+        "requires_safety_checker": False, "safety_checker": [None, None], "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+    }  # fmt: skip
+    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def main() -> None:
     """Command line of the pre-training."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("part", choices=["decoder", "unet"])
     parser.add_argument("--out", type=Path, required=True, help="folder of the model, in diffusers format")
-    parser.add_argument("--device", default="cpu", help="cuda, cpu, mps")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for VAE and UNet together")
-    parser.add_argument("--batch", type=int, default=384, help="pictures a step")
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--batch", type=int, help="pictures a step")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    torch.set_float32_matmul_precision("high")
-    device = torch.device(args.device)
-    tokenizer = build_tokenizer(args.out / "tokenizer")
-    pool = Pool(tokenizer, count=20_000, seed=args.seed, device=device)
-    vae = train_vae(pool, args.minutes * 0.35, args.batch // 3)
-    unet, text = train_unet(pool, vae, new_text_encoder(tokenizer), args.minutes * 0.65, args.batch)
-    pipe = pipeline(vae, text, tokenizer, unet)
-    pipe.set_progress_bar_config(disable=True)
-    sample_sheet(pipe, device).save(args.out / "samples.png")
-    pipe.to(torch.float16).save_pretrained(args.out)
-    print(f"saved {args.out}", flush=True)
+    torch.set_num_threads(1)
+    if args.part == "decoder":
+        train_decoder(args.out, args.minutes, args.batch or 18)
+    else:
+        train_unet(args.out, args.minutes, args.batch or 32)
 
 
 if __name__ == "__main__":
