@@ -354,3 +354,7 @@ def _settings(texts: list[str]) -> dict[str, Any]:
 
 def _json(data: object) -> None:
     print(json.dumps(data, indent=2, default=str))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Side-by-side measurements; figures are kept in RESULTS.md."""

@@ -1,0 +1,52 @@
+"""The command line as a person meets it: help, examples, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from flows.cli import app
+
+COMMANDS = {
+    name: command for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+}
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def pixelloop(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "flows.cli", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example_and_stands_in_the_readme(name: str) -> None:
+    help_text = COMMANDS[name].help or ""
+    assert "Example:" in help_text
+    assert f"pixelloop {name}" in README
+
+
+def test_the_promised_commands_are_there() -> None:
+    promised = "demo run resume status dashboard report predict diagnose next compare".split()
+    assert set(promised) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["status", "--home", "nowhere"], "no pixelloop home at nowhere"),
+        (["run", "missing.toml"], "missing.toml does not exist"),
+        (["run", "broken.toml"], "unknown key campaign.nam"),
+        (["runs", "--where", "network_dim big", "--home", "nowhere"], "network_dim big"),
+        (["stattus"], "No such command"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    (tmp_path / "broken.toml").write_text('[campaign]\nnam = "x"\n[search]\nlearning_rate = {low = 1e-5, high = 1e-3}\n')
+    result = pixelloop(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    assert not (tmp_path / "pixelloop-home").exists()
