@@ -266,3 +266,28 @@ def parse_setting(text: str) -> tuple[str, ParameterValue]:
         return name, spec.check(json.loads(value.lower()))
     except json.JSONDecodeError:
         raise ConfigError(f"{name} must be of type {spec.kind}, but got {value!r}") from None
+
+
+def markdown_table() -> str:
+    """The taxonomy as a page: what docs/parameters.md holds."""
+    lines = [
+        "# Training parameters",
+        "",
+        "Every parameter once, under kohya's name. *Search* is the span a campaign may search over by default.",
+        "",
+    ]
+    for category in Category:
+        lines += [f"## {category.title()}", "", "| name | type | default | search | effect |", "|---|---|---|---|---|"]
+        lines += [_row(p) for p in PARAMETERS.values() if p.category is category]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(p: Parameter) -> str:
+    default = "computed" if p.derived else "-" if p.default is None else f"`{json.dumps(p.default)}`"
+    span = "-"
+    if p.searchable:
+        span = ", ".join(p.choices) or "yes, no"
+        if p.search_low is not None:
+            span = f"{p.search_low:g} to {p.search_high:g}{', log' if p.log else ''}"
+    return f"| `{p.name}` | {p.kind} | {default} | {span} | {p.effect} |"

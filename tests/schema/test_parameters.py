@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schema.errors import ConfigError
-from schema.parameters import PARAMETERS, Kind, check_parameters, parameter, parse_setting, with_defaults
+from schema.parameters import (
+    PARAMETERS,
+    Kind,
+    check_parameters,
+    markdown_table,
+    parameter,
+    parse_setting,
+    with_defaults,
+)
 
 ROADMAP = """network_dim network_alpha conv_dim conv_alpha learning_rate unet_lr text_encoder_lr lr_scheduler
 lr_warmup_steps optimizer_type max_train_epochs save_every_n_epochs caption_version caption_complexity
@@ -75,3 +85,8 @@ def test_text_booleans_and_numbers_are_read_as_their_kind() -> None:
 def test_nonsense_settings_get_one_sentence(text: str) -> None:
     with pytest.raises(ConfigError, match="network_dim"):
         parse_setting(text)
+
+
+def test_the_page_of_parameters_is_up_to_date() -> None:
+    page = Path(__file__).parents[2] / "docs" / "parameters.md"
+    assert page.read_text(encoding="utf-8") == markdown_table(), "write it anew from schema.parameters.markdown_table()"
