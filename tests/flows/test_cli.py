@@ -11,9 +11,7 @@ import typer
 
 from flows.cli import app
 
-COMMANDS = {
-    name: command for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
-}
+COMMANDS = dict(typer.main.get_command(app).commands.items())  # type: ignore[attr-defined]
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
@@ -44,7 +42,9 @@ def test_the_promised_commands_are_there() -> None:
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, arguments: list[str], sentence: str) -> None:
-    (tmp_path / "broken.toml").write_text('[campaign]\nnam = "x"\n[search]\nlearning_rate = {low = 1e-5, high = 1e-3}\n')
+    (tmp_path / "broken.toml").write_text(
+        '[campaign]\nnam = "x"\n[search]\nlearning_rate = {low = 1e-5, high = 1e-3}\n'
+    )
     result = pixelloop(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert sentence in result.stderr
