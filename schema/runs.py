@@ -10,7 +10,7 @@ from pydantic import Field
 
 from schema.base import Frozen
 from schema.findings import Diagnosis, GateVerdict, Prediction
-from schema.parameters import Parameters
+from schema.parameters import PARAMETERS, Parameters, ParameterValue
 
 _NAMESPACE = uuid.UUID("7c1c2f0e-5f0c-4d0e-9d2a-6b1b6f6f6c01")
 
@@ -166,3 +166,10 @@ class RunHistory(Frozen):
     def curve(self) -> tuple[tuple[int, float], ...]:
         """(epoch, quality) of the measured epochs, in order."""
         return tuple((e.epoch_number, e.quality) for e in self.epochs if e.quality is not None)
+
+
+def difference(first: TrainingRun, second: TrainingRun) -> dict[str, tuple[ParameterValue, ParameterValue]]:
+    """Parameters that were set differently in two runs, with both values; computed ones are left out."""
+    a, b = first.all_parameters, second.all_parameters
+    names = sorted(name for name in {*a, *b} if name not in PARAMETERS or not PARAMETERS[name].derived)
+    return {name: (a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)}

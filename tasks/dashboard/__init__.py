@@ -1,0 +1,1 @@
+"""optuna-dashboard: what it shows of a campaign, and the server it runs on."""

@@ -1,0 +1,126 @@
+"""The dashboard's web server: the standard library's, a thread a request.
+
+optuna-dashboard has no login, and whoever reaches it may delete studies: it stays on 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from schema.errors import ConfigError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+logger = logging.getLogger(__name__)
+
+
+class DashboardServer(ThreadingMixIn, WSGIServer):
+    """A listening server; `serve_forever` runs it and `server_close` frees its port."""
+
+    daemon_threads = True  # a browser's open connection must not hold up Ctrl-C
+
+    @property
+    def url(self) -> str:
+        """Where a browser finds it."""
+        return f"http://{self.server_address[0]!s}:{self.server_port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away is no news."""
+        logger.debug("request of %s broke off", client_address, exc_info=True)
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        logger.debug(format, *args)
+
+
+def serve(
+    storage: str | BaseStorage,
+    artifact_dir: Path,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    *,
+    free_port: bool = False,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Run the dashboard until Ctrl-C.
+
+    Args:
+        storage: URL of Optuna's database, or an open storage.
+        artifact_dir: folder with the sample sheets.
+        host: address to listen on.
+        port: port to listen on; 0 takes any free one.
+        free_port: take any free port where `port` is in use, instead of an error.
+        ready: called with the address once the server listens.
+
+    Raises:
+        ConfigError: the port is in use, may not be opened, or the host is none of this machine.
+        StoreUnavailableError: the database cannot be opened.
+    """
+    with (
+        suppress(KeyboardInterrupt),
+        open_server(storage, artifact_dir, host, port, free_port=free_port) as server,
+    ):
+        if ready is not None:
+            ready(server.url)
+        server.serve_forever()
+
+
+def open_server(
+    storage: str | BaseStorage,
+    artifact_dir: Path,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    *,
+    free_port: bool = False,
+) -> DashboardServer:
+    """A server that listens but does not answer yet; arguments and errors as `serve`."""
+    server = _listen(host, port, free_port)  # first the port: the application takes seconds to import
+    try:
+        server.set_app(_application(storage, artifact_dir))
+    except BaseException:
+        server.server_close()
+        raise
+    return server
+
+
+def _listen(host: str, port: int, free_port: bool) -> DashboardServer:
+    try:
+        return DashboardServer((host, port), _QuietHandler)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and free_port:
+            return _listen(host, 0, free_port=False)
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"port {port} on {host} is in use: end what runs there or give another --port") from None
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+def _application(storage: str | BaseStorage, artifact_dir: Path) -> Any:
+    from optuna.artifacts import FileSystemArtifactStore
+    from optuna_dashboard import wsgi
+
+    artifact_dir.mkdir(parents=True, exist_ok=True)
+    opened = _open_storage(storage) if isinstance(storage, str) else storage
+    return wsgi(opened, artifact_store=FileSystemArtifactStore(artifact_dir))
+
+
+def _open_storage(url: str) -> BaseStorage:
+    from optuna.storages import RDBStorage
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        # a page may stay open while the database restarts: ask before a connection is used again
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except SQLAlchemyError as error:
+        shown = make_url(url).render_as_string(hide_password=True)
+        reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
+        raise StoreUnavailableError(f"the dashboard cannot open {shown}: {reason}") from None

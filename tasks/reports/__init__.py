@@ -1,0 +1,1 @@
+"""What a person reads of a campaign: leaderboard, report, notes, terminal views."""

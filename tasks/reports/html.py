@@ -1,0 +1,63 @@
+"""The report: one HTML file that works offline, pictures and charts inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from schema.findings import Analysis, RefusedProposal
+from schema.runs import EpochResult, RunHistory
+from tasks.reports import wording
+from tasks.reports.view import build_report
+
+
+def write_report(
+    path: Path,
+    campaign: str,
+    history: Sequence[RunHistory],
+    analysis: Analysis,
+    refusals: Sequence[RefusedProposal],
+    base: EpochResult | None,
+    home: Path,
+) -> Path:
+    """Write the report of a campaign; the same input gives the same bytes.
+
+    Args:
+        path: the file to write; it is replaced whole, never seen half-written.
+        campaign: name of the campaign.
+        history: its runs with their epochs.
+        analysis: effects and next experiments.
+        refusals: proposals that the gate refused.
+        base: what the base model draws without a LoRA, if it was measured.
+        home: folder in which the paths of the sample sheets start.
+
+    Returns:
+        `path`.
+    """
+    from plotly.offline import get_plotlyjs  # takes half a second
+
+    report = build_report(campaign, history, analysis, refusals, base, home)
+    page = _environment().get_template("report.html.j2").render(r=report, plotly=Markup(get_plotlyjs()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(page, encoding="utf-8")
+    return part.replace(path)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("tasks.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for function in (
+        wording.score, wording.signed, wording.percent, wording.value, wording.settings,
+        wording.p_value, wording.interval, wording.duration, wording.words, wording.count,
+    ):  # fmt: skip
+        environment.filters[function.__name__] = function
+    return environment

@@ -1,0 +1,177 @@
+"""Notes for optuna-dashboard, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from schema.findings import Analysis, Diagnosis, GateVerdict, Hypothesis, ParameterEffect, RefusedProposal
+from schema.parameters import with_defaults
+from schema.runs import EpochResult, RunHistory, TrainingRun
+from tasks.reports import wording
+from tasks.reports.leaderboard import Row, base_row, leaderboard
+from tasks.reports.predictions import check_prediction, check_predictions, tally
+
+
+def trial_note(run: TrainingRun, epochs: Sequence[EpochResult]) -> str:
+    """The note of one trial: how it went, why, and what to do about it."""
+    return _sections(
+        f"# {_text(run.run_name)}: {_text(_headline(run))}",
+        f"**{_text(run.failure)}**" if run.failure else "",
+        _section("Gate", _verdict(run.verdict) if run.verdict else ""),
+        _section("Prediction", _prediction(run)),
+        _section("Epochs", _epochs(epochs)),
+        _section("Diagnosis", _diagnoses(run.root_cause_diagnosis)),
+        _section("Next steps", _list(run.recommended_next_steps)),
+        _section("Parameters", _parameters(run)),
+    )
+
+
+def campaign_note(
+    history: Sequence[RunHistory],
+    analysis: Analysis,
+    refusals: Sequence[RefusedProposal] = (),
+    base: EpochResult | None = None,
+) -> str:
+    """The note of the study: leaderboard, what matters, what to run next."""
+    rows = leaderboard(history)
+    failed = sum(row.failed for row in rows)
+    best = next((row for row in rows if row.rank == 1), None)
+    sofar = f"best **{_text(best.run_name)}** at {wording.score(best.quality)}" if best else "none measured yet"
+    counts = f"{wording.count(len(rows), 'run')}, {failed} failed"
+    counts += f", {wording.count(len(refusals), 'proposal')} refused" if refusals else ""
+    return _sections(
+        f"# {_text(analysis.campaign)}",
+        f"{counts}; {sofar}. {tally(check_predictions(history))}",
+        _section("Leaderboard", _leaderboard([*rows, *([base_row(base)] if base else [])])),
+        _section("What matters", _effects(analysis.effects)),
+        _section("Next experiments", _experiments(analysis.hypotheses)),
+        _section("Refused by the gate", _refusals(refusals)),
+    )
+
+
+def _headline(run: TrainingRun) -> str:
+    ending = str(run.outcome or run.status)
+    if run.quality is None:
+        return ending
+    return f"quality {wording.score(run.quality)} at epoch {run.best_epoch or wording.NONE}, {ending}"
+
+
+def _verdict(verdict: GateVerdict) -> str:
+    chance = "" if verdict.p_fail is None else f", chance of failure {wording.percent(verdict.p_fail)}"
+    return f"**{verdict.decision}** ({wording.words(verdict.rule)}{chance}). {_text(verdict.reason)}"
+
+
+def _prediction(run: TrainingRun) -> str:
+    if run.predicted is None:
+        return ""
+    p, check = run.predicted, check_prediction(run)
+    expected = (
+        f"Expected {wording.score(p.quality)} ({wording.interval(p.low, p.high)}) from {wording.count(p.n, 'run')}"
+    )
+    if check is None:
+        return f"{expected}."
+    judgement = "within" if check.within else "not within"
+    return f"{expected}; it became {wording.score(check.actual)}: {wording.signed(check.error)}, {judgement} 15 %."
+
+
+def _epochs(epochs: Sequence[EpochResult]) -> str:
+    rows = []
+    for epoch in epochs:
+        mean = epoch.quantitative_metrics.mean
+        figures = (mean.colour, mean.style, mean.pixel_art_purity) if mean else (None, None, None)
+        issues = ", ".join(wording.words(d.issue) for d in epoch.diagnosed_issues)
+        loss = wording.NONE if epoch.train_loss is None else f"{epoch.train_loss:.4f}"
+        rows.append((str(epoch.epoch_number), wording.score(epoch.quality), *map(wording.score, figures), loss, issues))
+    return _table(("epoch", "quality", "colour", "style", "purity", "loss", "found"), rows)
+
+
+def _diagnoses(diagnoses: Sequence[Diagnosis]) -> str:
+    return _list(
+        f"**{wording.words(d.issue)}** (severity {wording.percent(d.severity)}, "
+        f"confidence {wording.percent(d.confidence)}): {d.cause} *{d.recommendation}*"
+        for d in diagnoses
+    )
+
+
+def _parameters(run: TrainingRun) -> str:
+    """A table of what differs from kohya's defaults, and a line of what does not."""
+    settings, defaults = run.all_parameters, with_defaults({})
+    names = wording.in_taxonomy_order(set(settings))
+    changed = [name for name in names if name not in defaults or settings[name] != defaults[name]]
+    usual = {name: settings[name] for name in names if name not in changed and settings[name] is not None}
+    return _sections(
+        _table(("parameter", "value"), [(name, wording.value(settings[name])) for name in changed]),
+        f"At kohya's defaults: `{wording.settings(usual)}`" if usual else "",
+    ).rstrip()
+
+
+def _leaderboard(rows: Sequence[Row]) -> str:
+    return _table(
+        ("#", "run", "quality", "epoch", "outcome", "settings"),
+        [
+            (
+                str(row.rank or wording.NONE),
+                row.run_name,
+                wording.score(row.quality),
+                str(row.best_epoch or wording.NONE),
+                row.outcome,
+                wording.settings(row.parameters),
+            )
+            for row in rows
+        ],
+    )
+
+
+def _effects(effects: Sequence[ParameterEffect]) -> str:
+    return _table(
+        ("parameter", "verdict", "evidence", "n", "effect", "interval", "p", "best where"),
+        [
+            (
+                e.parameter,
+                e.verdict,
+                str(e.evidence),
+                str(e.n),
+                wording.signed(e.effect),
+                wording.interval(e.low, e.high),
+                wording.p_value(e.p_value),
+                e.best,
+            )
+            for e in effects
+        ],
+    )
+
+
+def _experiments(hypotheses: Sequence[Hypothesis]) -> str:
+    return "\n".join(
+        f"{h.priority}. `{wording.settings(h.change)}` ({h.state}): {_text(h.rationale)} "
+        f"Expected {wording.score(h.expected.quality)} ({wording.interval(h.expected.low, h.expected.high)})."
+        for h in sorted(hypotheses, key=lambda h: h.priority)
+    )
+
+
+def _refusals(refusals: Sequence[RefusedProposal]) -> str:
+    return _list(f"proposal {r.number} ({wording.words(r.verdict.rule)}): {r.verdict.reason}" for r in refusals)
+
+
+def _sections(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(heading: str, body: str) -> str:
+    return f"## {heading}\n\n{body}" if body else ""
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {_text(line)}" for line in lines)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_text(cell) for cell in line) + " |" for line in lines)
+
+
+def _text(text: str) -> str:
+    """Text on one line that neither ends a table cell nor starts a tag."""
+    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")

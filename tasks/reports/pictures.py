@@ -1,0 +1,37 @@
+"""Pictures as data URIs, so that a report is one file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG inside the report, with its size in pixels so that the page does not jump."""
+
+    source: str
+    width: int
+    height: int
+
+
+def embed(path: Path, longest_side: int) -> Picture | None:
+    """Read a picture into a data URI, shrunk so that its longest side fits.
+
+    Returns:
+        None where the file is missing or no whole picture: a report shows what there is.
+    """
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except OSError:
+        return None
+    picture.thumbnail((longest_side, longest_side), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return Picture(f"data:image/png;base64,{encoded}", picture.width, picture.height)

@@ -1,0 +1,208 @@
+"""What the report shows, worked out before any HTML: the template only lays it out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from schema.findings import Analysis, Diagnosis, Hypothesis, ParameterEffect, RefusedProposal
+from schema.parameters import PARAMETERS, Parameters, with_defaults
+from schema.runs import EpochResult, RunHistory, TrainingRun
+from tasks.reports import charts, wording
+from tasks.reports.leaderboard import Row, base_row, differing_parameters, leaderboard
+from tasks.reports.pictures import Picture, embed
+from tasks.reports.predictions import PredictionCheck, check_prediction, check_predictions, tally
+
+_LARGE, _SMALL = 1600, 800
+"""Longest side in pixels of the best run's sheets, and of all others: a night has hundreds of them."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One epoch's sample sheet."""
+
+    title: str
+    quality: float | None
+    path: str | None
+    picture: Picture | None
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """Everything the report tells of one run."""
+
+    row: Row
+    run: TrainingRun
+    epochs: tuple[EpochResult, ...]
+    sheets: tuple[Sheet, ...]
+    changed: Parameters
+    unchanged: Parameters
+    check: PredictionCheck | None
+
+
+@dataclass(frozen=True)
+class Issue:
+    """One kind of problem over all runs, most frequent first."""
+
+    name: str
+    runs: tuple[str, ...]
+    diagnosis: Diagnosis
+
+
+@dataclass(frozen=True)
+class EffectBar:
+    """An effect with its interval, placed on a scale of 0-100 that all effects share."""
+
+    effect: ParameterEffect
+    zero: float
+    low: float
+    high: float
+    point: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole report."""
+
+    campaign: str
+    analysis: Analysis
+    rows: tuple[Row, ...]
+    base: Row | None
+    best: RunSection | None
+    base_sheet: Sheet | None
+    hours: str
+    failures: int
+    issues: tuple[Issue, ...]
+    sections: tuple[RunSection, ...]
+    effects: tuple[EffectBar, ...]
+    hypotheses: tuple[Hypothesis, ...]
+    refusals: tuple[RefusedProposal, ...]
+    refused_settings: tuple[Parameters, ...]
+    checks: tuple[PredictionCheck, ...]
+    tally: str
+    figures: dict[str, charts.Figure]
+    scatters: tuple[str, ...]
+
+
+def build_report(
+    campaign: str,
+    history: Sequence[RunHistory],
+    analysis: Analysis,
+    refusals: Sequence[RefusedProposal],
+    base: EpochResult | None,
+    home: Path,
+) -> Report:
+    """Work the report out. Runs and refusals may come in any order; `home` is where picture paths start."""
+    history = sorted(history, key=lambda each: (each.run.campaign, each.run.number))
+    refusals = sorted(refusals, key=lambda each: each.number)
+    rows, names = leaderboard(history), differing_parameters(history)
+    best = rows[0].run_name if rows and rows[0].rank == 1 else None
+    sections = [_section(row, _of(history, row), names, home, row.run_name == best) for row in rows]
+    checks, effects = check_predictions(history), _in_order(analysis.effects)
+    return Report(
+        campaign=campaign,
+        analysis=analysis,
+        rows=tuple(rows),
+        base=base_row(base) if base else None,
+        best=sections[0] if best else None,
+        base_sheet=_sheet("base model", base, home, _LARGE) if base else None,
+        hours=wording.duration(sum(_seconds(each) for each in history)),
+        failures=sum(row.failed for row in rows),
+        issues=tuple(_issues(history)),
+        sections=tuple(sections),
+        effects=tuple(_bars(effects)),
+        hypotheses=tuple(sorted(analysis.hypotheses, key=lambda h: h.priority)),
+        refusals=tuple(refusals),
+        refused_settings=tuple(_searched(each, names) for each in refusals),
+        checks=tuple(checks),
+        tally=tally(checks),
+        figures=_figures(history, rows, names, base, best),
+        scatters=tuple(names),
+    )
+
+
+def _section(row: Row, history: RunHistory, names: Sequence[str], home: Path, is_best: bool) -> RunSection:
+    epochs = tuple(epoch for epoch in history.epochs if epoch.epoch_number > 0)
+    side = _LARGE if is_best else _SMALL
+    settings = history.run.all_parameters
+    return RunSection(
+        row=row,
+        run=history.run,
+        epochs=epochs,
+        sheets=tuple(_sheet(f"epoch {epoch.epoch_number}", epoch, home, side) for epoch in epochs),
+        changed={name: settings[name] for name in names if name in settings},
+        unchanged={name: settings[name] for name in wording.in_taxonomy_order(set(settings) - set(names))},
+        check=check_prediction(history.run),
+    )
+
+
+def _sheet(title: str, epoch: EpochResult, home: Path, side: int) -> Sheet:
+    path = epoch.sample_sheet
+    return Sheet(title, epoch.quality, path, embed(home / path, side) if path else None)
+
+
+def _of(history: Sequence[RunHistory], row: Row) -> RunHistory:
+    return next(each for each in history if (each.run.campaign, each.run.number) == (row.campaign, row.number))
+
+
+def _seconds(history: RunHistory) -> float:
+    """Wall clock of a run: until it finished, or until its last epoch was kept."""
+    ends = [history.run.finished_at, *(epoch.created_at for epoch in history.epochs)]
+    end = max((moment for moment in ends if moment is not None), default=history.run.started_at)
+    return max((end - history.run.started_at).total_seconds(), 0.0)
+
+
+def _issues(history: Sequence[RunHistory]) -> list[Issue]:
+    found: dict[str, list[tuple[str, Diagnosis]]] = defaultdict(list)
+    for each in history:
+        for diagnosis in each.run.root_cause_diagnosis:
+            found[diagnosis.issue].append((each.run.run_name, diagnosis))
+    issues = [
+        Issue(name, tuple(dict.fromkeys(run for run, _ in hits)), max((d for _, d in hits), key=lambda d: d.confidence))
+        for name, hits in found.items()
+    ]
+    return sorted(issues, key=lambda issue: (-len(issue.runs), issue.name))
+
+
+def _in_order(effects: Sequence[ParameterEffect]) -> list[ParameterEffect]:
+    """Strongest claims first: by verdict as the schema lists them, then by size."""
+    verdicts = ("critical", "secondary", "none detected", "not enough data", "never varied")
+    place = {verdict: number for number, verdict in enumerate(verdicts)}
+    return sorted(effects, key=lambda e: (place.get(e.verdict, len(place)), -abs(e.effect), e.parameter))
+
+
+def _bars(effects: Sequence[ParameterEffect]) -> list[EffectBar]:
+    ends = [e for effect in effects for e in (effect.low, effect.high, effect.effect) if e is not None]
+    floor, top = min([0.0, *ends]), max([0.0, *ends])
+    span = (top - floor) or 1.0
+
+    def at(figure: float) -> float:
+        return round(100 * (figure - floor) / span, 2)
+
+    return [
+        EffectBar(
+            effect=effect,
+            zero=at(0.0),
+            low=at(effect.effect if effect.low is None else effect.low),
+            high=at(effect.effect if effect.high is None else effect.high),
+            point=at(effect.effect),
+        )
+        for effect in effects
+    ]
+
+
+def _searched(refusal: RefusedProposal, names: Sequence[str]) -> Parameters:
+    """The settings by which a refused proposal stands out: those that differ between runs or from the defaults."""
+    defaults = with_defaults({})
+    telling = {n for n, v in refusal.parameters.items() if n in names or (n in PARAMETERS and v != defaults.get(n))}
+    shown = set(names) & telling or telling
+    return {name: refusal.parameters[name] for name in wording.in_taxonomy_order(shown)}
+
+
+def _figures(
+    history: Sequence[RunHistory], rows: Sequence[Row], names: Sequence[str], base: EpochResult | None, best: str | None
+) -> dict[str, charts.Figure]:
+    scatters = {f"scatter-{name}": charts.parameter_scatter(rows, name) for name in names}
+    return {"curves": charts.quality_curves(history, base, best), **scatters}
