@@ -1,0 +1,1 @@
+"""Keeps runs, epochs and findings."""

@@ -1,0 +1,103 @@
+"""The store: what every adapter promises."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from schema.base import Frozen
+from schema.errors import ConfigError
+from schema.findings import Analysis, Hypothesis, RefusedProposal
+from schema.parameters import ParameterValue, parse_setting
+from schema.runs import EpochResult, RunHistory, TrainingRun
+
+
+class CampaignRecord(Frozen):
+    """A campaign as the store keeps it."""
+
+    name: str
+    settings: dict[str, Any]
+    status: str
+    end_reason: str | None = None
+    created_at: datetime
+
+
+class Condition(Frozen):
+    """One condition on a parameter: the small vocabulary that every adapter can answer."""
+
+    parameter: str
+    operator: Literal["==", "!=", "<", "<=", ">", ">="]
+    value: ParameterValue
+
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        """Read ``network_dim > 32``.
+
+        Raises:
+            ConfigError: not of this form, or an unknown parameter.
+        """
+        match = re.fullmatch(r"\s*(\w+)\s*(==|!=|<=|>=|<|>)\s*(.+?)\s*", text)
+        if match is None:
+            raise ConfigError(f"write a condition as 'network_dim > 32', but got {text!r}")
+        name, operator, value = match.groups()
+        return cls(parameter=name, operator=operator, value=parse_setting(f"{name}={value}")[1])
+
+
+class Store(Protocol):
+    """Keeps campaigns, runs, epochs and findings.
+
+    Safe from several processes and threads. Every save is an upsert by the record's own identity:
+    replaying one changes nothing. Raises StoreUnavailableError where a later try may work, StoreError
+    where it will not, NotFoundError for what does not exist.
+    """
+
+    def save_campaign(self, name: str, settings: dict[str, Any], status: str, end_reason: str | None = None) -> None:
+        """Insert or replace a campaign."""
+
+    def campaigns(self) -> list[CampaignRecord]:
+        """All campaigns, oldest first."""
+
+    def save_run(self, run: TrainingRun) -> None:
+        """Insert or replace a run."""
+
+    def save_epoch(self, epoch: EpochResult) -> None:
+        """Insert or replace an epoch of a run that is in the store."""
+
+    def run(self, campaign: str, number: int) -> TrainingRun:
+        """One run."""
+
+    def runs(self, campaign: str | None = None) -> list[TrainingRun]:
+        """Runs of one campaign or of all, oldest first."""
+
+    def find_runs(self, where: Sequence[Condition]) -> list[TrainingRun]:
+        """Runs whose parameters meet every condition; numbers compare as numbers."""
+
+    def epochs(self, run_uid: uuid.UUID) -> list[EpochResult]:
+        """Epochs of a run in order."""
+
+    def history(self, campaign: str | None = None) -> list[RunHistory]:
+        """Runs with their epochs, oldest first."""
+
+    def save_refusal(self, refusal: RefusedProposal) -> None:
+        """Insert or replace a refused proposal."""
+
+    def refusals(self, campaign: str) -> list[RefusedProposal]:
+        """What the gate refused, in order."""
+
+    def save_hypotheses(self, hypotheses: Sequence[Hypothesis]) -> None:
+        """Make these the campaign's proposed experiments; those no longer proposed are dropped."""
+
+    def hypotheses(self, campaign: str) -> list[Hypothesis]:
+        """Next experiments, the first priority first."""
+
+    def save_analysis(self, analysis: Analysis) -> None:
+        """Keep an analysis; the newest of a campaign is the one that counts."""
+
+    def latest_analysis(self, campaign: str) -> Analysis | None:
+        """The newest analysis, if there is one."""
+
+    def close(self) -> None:
+        """Let go of connections."""

