@@ -106,7 +106,8 @@ def annotate_study(study: Study, note: str, figures: Mapping[str, Mapping[str, A
             logger.warning("chart %s is left out of the dashboard: %d characters, at most %d", name, size, _MAX_FIGURE)
             continue
         # a bare template: plotly's own is longer than the chart
-        save_plotly_graph_object(study, Figure(figure).update_layout(template="none"), graph_object_id=name)
+        chart = Figure(figure).update_layout(template="none", title_text=name.replace("-", " "), margin_t=50)
+        save_plotly_graph_object(study, chart, graph_object_id=name)
 
 
 def _trial(study: Study, number: int) -> Trial:

@@ -61,7 +61,8 @@ def _curve(history: RunHistory, place: int, best: str | None) -> Figure:
     points = [(epoch, quality) for epoch, quality in history.curve if epoch > 0]
     width, dash = (4.0, "solid") if run.run_name == best else (1.5, "dash" if failed else "solid")
     epochs, qualities = [p[0] for p in points], [p[1] for p in points]
-    return _line(epochs, qualities, run.run_name, _PALETTE[place % len(_PALETTE)], width, dash)
+    line = _line(epochs, qualities, run.run_name, _PALETTE[place % len(_PALETTE)], width, dash)
+    return line | {"zorder": 1 if run.run_name == best else 0}
 
 
 def _line(

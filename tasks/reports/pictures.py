@@ -32,6 +32,6 @@ def embed(path: Path, longest_side: int) -> Picture | None:
         return None
     picture.thumbnail((longest_side, longest_side), Image.Resampling.BOX)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    picture.save(buffer, "PNG")
     encoded = base64.b64encode(buffer.getvalue()).decode()
     return Picture(f"data:image/png;base64,{encoded}", picture.width, picture.height)

@@ -25,6 +25,7 @@ class Sheet:
 
     title: str
     quality: float | None
+    found: tuple[str, ...]
     path: str | None
     picture: Picture | None
 
@@ -140,7 +141,8 @@ def _section(row: Row, history: RunHistory, names: Sequence[str], home: Path, is
 
 def _sheet(title: str, epoch: EpochResult, home: Path, side: int) -> Sheet:
     path = epoch.sample_sheet
-    return Sheet(title, epoch.quality, path, embed(home / path, side) if path else None)
+    found = tuple(diagnosis.issue for diagnosis in epoch.diagnosed_issues)
+    return Sheet(title, epoch.quality, found, path, embed(home / path, side) if path else None)
 
 
 def _of(history: Sequence[RunHistory], row: Row) -> RunHistory:

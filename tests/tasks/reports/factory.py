@@ -65,7 +65,9 @@ def epoch(run: uuid.UUID, number: int, quality: float | None, sheet: str | None 
     fields: dict[str, Any] = {
         "uid": epoch_uid(run, number), "run_uid": run, "epoch_number": number, "quality": quality,
         "train_loss": 0.2 / max(number, 1), "seconds": 300.0, "evaluation_seconds": 20.0, "sample_sheet": sheet,
-        "quantitative_metrics": EpochMetrics(mean=mean), "created_at": START + timedelta(minutes=6 * number),
+        "quantitative_metrics": EpochMetrics(mean=mean),
+        "diagnosed_issues": (diagnosis("noisy_palette"),) if quality is not None and quality < 35 else (),
+        "created_at": START + timedelta(minutes=6 * number),
     }  # fmt: skip
     return EpochResult(**{**fields, **changes})
 
