@@ -51,7 +51,8 @@ def test_headline_and_findings_are_told(page: Page) -> None:
     for text in (
         "78.2", "+55.8 by the LoRA", "4 h 30 min", "The loss left the finite range at step 412.",
         "3 of 3 runs with network_dim >= 64 failed: photorealistic.", "none detected", "tested", "network_dim=8",
-        "3 of 4 within 15 % of the result; 3 of 4 inside their interval.", "photorealistic in 2 runs", "< 0.001", "Found: noisy palette",
+        "3 of 4 within 15 % of the result; 3 of 4 inside their interval.", "photorealistic in 2 runs", "< 0.001",
+        "Found: noisy palette",
         "runs/night/001/checkpoints/e3.safetensors",
     ):  # fmt: skip
         assert text in " ".join(page.text.split()), text
