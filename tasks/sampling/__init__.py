@@ -1,0 +1,1 @@
+"""Checkpoint and prompt suite to pictures."""

@@ -1,0 +1,71 @@
+"""Pictures on disk, one by one and on a sheet."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from schema.prompts import PromptSuite
+
+_TILE = 192
+_LABEL = 18
+_GAP = 6
+
+
+def save_pictures(pictures: Tensor, suite: PromptSuite, folder: Path) -> list[Path]:
+    """Write ``<prompt>-s<seed>.png`` for each picture, each complete or not at all.
+
+    Args:
+        pictures: (prompts * seeds, 3, H, W) in [0, 1], in the order in which they were drawn.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{_file_name(prompt.name)}-s{seed}.png" for prompt in suite.prompts for seed in suite.seeds]
+    paths = [folder / name for name in names]
+    for picture, path in zip(pictures, paths, strict=True):
+        _save(_image(picture), path)
+    return paths
+
+
+def save_sheet(pictures: Tensor, suite: PromptSuite, path: Path, columns: int = 8) -> Path:
+    """Write all pictures on one sheet with their prompts' names below."""
+    names = [prompt.name for prompt in suite.prompts for _ in suite.seeds]
+    tiles = [_tile(_image(picture)) for picture in pictures]
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    width, height = _TILE + _GAP, _TILE + _LABEL + _GAP
+    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for index, (name, tile) in enumerate(zip(names, tiles, strict=True)):
+        left, top = _GAP + index % columns * width, _GAP + index // columns * height
+        sheet.paste(tile, (left, top))
+        draw.text((left + 2, top + _TILE + 1), name[:30], fill="black", font=font)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _save(sheet, path)
+    return path
+
+
+def _image(picture: Tensor) -> Image.Image:
+    return Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().cpu().numpy())
+
+
+def _tile(image: Image.Image) -> Image.Image:
+    """Fit into a tile: enlarged by whole numbers with sharp pixels, or shrunk."""
+    side = max(image.size)
+    if side > _TILE:
+        image.thumbnail((_TILE, _TILE))
+        return image
+    factor = _TILE // side
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    part = path.with_suffix(".part")
+    image.save(part, format="PNG", optimize=True)
+    part.replace(path)
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", text).strip("._") or "prompt"

@@ -1,0 +1,106 @@
+"""What the trainer tells: one JSON line an event in events.jsonl."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from schema.base import Frozen
+from schema.parameters import Parameters
+from schema.runs import Outcome
+
+
+class StartedEvent(Frozen):
+    """Training begins, or goes on after `step` steps."""
+
+    kind: Literal["started"] = "started"
+    at: float = Field(default_factory=time.time, description="seconds since 1970")
+    step: int
+    total_steps: int
+    derived: Parameters = Field(description="steps_per_epoch, total_steps, num_images")
+    trainable: int = Field(description="parameters of the LoRA")
+
+
+class StepEvent(Frozen):
+    """Some steps are done; told about once a second."""
+
+    kind: Literal["step"] = "step"
+    at: float = Field(default_factory=time.time)
+    step: int
+    epoch: float = Field(description="epochs done, with the part of the running one")
+    loss: float = Field(description="mean since the last step event")
+    learning_rates: tuple[float, ...]
+    time_trained: float = Field(description="seconds in steps so far, over all resumes")
+
+
+class EpochEvent(Frozen):
+    """An epoch is done and its checkpoint is on disk."""
+
+    kind: Literal["epoch"] = "epoch"
+    at: float = Field(default_factory=time.time)
+    step: int
+    epoch: int
+    loss: float = Field(description="mean over the epoch")
+    checkpoint: str
+    seconds: float
+    time_trained: float
+    peak_memory_mb: float
+
+
+class FailedEvent(Frozen):
+    """Training cannot go on."""
+
+    kind: Literal["failed"] = "failed"
+    at: float = Field(default_factory=time.time)
+    outcome: Outcome
+    sentence: str
+
+
+class StoppedEvent(Frozen):
+    """Training was asked to stop and has saved its state."""
+
+    kind: Literal["stopped"] = "stopped"
+    at: float = Field(default_factory=time.time)
+    step: int
+
+
+class FinishedEvent(Frozen):
+    """All epochs are done."""
+
+    kind: Literal["finished"] = "finished"
+    at: float = Field(default_factory=time.time)
+    step: int
+    time_trained: float
+    peak_memory_mb: float
+
+
+Event = StartedEvent | StepEvent | EpochEvent | FailedEvent | StoppedEvent | FinishedEvent
+
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+
+
+def write_event(path: Path, event: Event) -> None:
+    """Append one event; a line is written at once or not at all."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(event.model_dump_json() + "\n")
+
+
+def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
+    """Complete events from a byte offset on, each with the offset behind it; none if the file is missing."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):  # still being written
+                return
+            offset += len(line)
+            try:
+                yield _EVENT.validate_python(json.loads(line)), offset
+            except json.JSONDecodeError:  # torn by a kill, then continued by the next process
+                continue
