@@ -1,0 +1,1 @@
+"""Measure pictures: batched on any device, no loop over pictures or pixels."""
