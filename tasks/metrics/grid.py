@@ -87,7 +87,7 @@ def detect_grid(edges: Edges, height: int, width: int) -> Grid:
     scale = torch.tensor(scales, device=score.device)[chosen]
     ours = which[None] == chosen[:, None]
     left, top = (comb.offset[torch.where(ours, k, -math.inf).argmax(1)] for k in (kx, ky))
-    found = (confidence > 0.12) & (scale >= 3)
+    found = (confidence > 0.22) & (scale >= 3)
     stand_in = max(1.0, max(width, height) / _FALLBACK_CELLS)
     return Grid(
         torch.where(found, scale, stand_in), torch.where(found, left, 0.0), torch.where(found, top, 0.0),

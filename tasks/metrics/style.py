@@ -13,7 +13,7 @@ from tasks.metrics.grid import STEP, Edges, Grid, cell_of_pixels
 _PEAK = 0.04
 _SLACK = 0.01
 _SMOOTH = (0.004, 0.04)
-_CHANCE = 0.12
+_CHANCE = 0.15
 """Grid confidence that smooth pictures reach by chance."""
 
 

@@ -46,6 +46,12 @@ class TrainerProcess:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def pid(self) -> int:
+        """Process id of the started trainer."""
+        assert self._process is not None, "enter the block first"
+        return self._process.pid
+
     def follow(self) -> Iterator[Event]:
         """Events until the trainer has ended, first the epochs of earlier attempts, each epoch once.
 

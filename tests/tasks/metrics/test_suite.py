@@ -1,0 +1,154 @@
+"""What the measurements say of pictures whose truth is known."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from demo.attributes import Attributes
+from demo.drawn import Colours, draw_characters
+from demo.portraits import Portrait, portraits
+from schema.prompts import Expectation, expectation_of
+from schema.runs import PictureMetrics
+from tasks.metrics.suite import measure, summarise
+
+PORTRAITS = list(portraits(48, seed=77))
+PROMISES = [expectation_of(p.caption) for p in PORTRAITS]
+
+
+def pictures(size: int = 64, some: list[Portrait] = PORTRAITS) -> Tensor:
+    return torch.tensor(np.stack([p.enlarged(size) for p in some])).permute(0, 3, 1, 2).float() / 255
+
+
+def share(values: list[bool | None]) -> float:
+    return sum(bool(v) for v in values) / len(values)
+
+
+@pytest.fixture(scope="module")
+def measured() -> list[PictureMetrics]:
+    return measure(pictures(), PROMISES)
+
+
+def test_real_pixel_art_in_the_promised_colours_scores_high(measured: list[PictureMetrics]) -> None:
+    assert min(m.overall for m in measured) > 70
+    assert np.mean([m.overall for m in measured]) > 95
+
+
+def test_its_grid_background_and_hair_are_found(measured: list[PictureMetrics]) -> None:
+    assert all(m.grid_scale == 4 for m in measured)
+    for m, promised in zip(measured, PROMISES, strict=True):
+        assert m.background_colour == promised.background[0]
+    right = [m.hair_colour == p.hair[0] for m, p in zip(measured, PROMISES, strict=True)]
+    assert share(right) >= 0.95
+
+
+def test_crowns_are_found_where_they_are_and_nowhere_else(measured: list[PictureMetrics]) -> None:
+    crowned = [m.crown_present for m, p in zip(measured, PORTRAITS, strict=True) if p.attributes.crown]
+    assert share(crowned) >= 0.85
+    bare = [i for i, p in enumerate(PORTRAITS) if p.attributes.crown is None]
+    asked = [PROMISES[i].changed(crown=("#ffd700",)) for i in bare]
+    assert share([m.crown_present for m in measure(pictures()[bare], asked)]) <= 0.05
+
+
+def test_a_wrong_background_lowers_the_background_alone() -> None:
+    promised = PROMISES[0].changed(background=("#00ff00",))
+    right, wrong = measure(pictures()[[0, 0]], [PROMISES[0], promised])
+    assert wrong.background_accuracy is not None
+    assert wrong.background_accuracy < 20
+    assert wrong.hair_accuracy == right.hair_accuracy
+    assert wrong.overall < right.overall - 10
+
+
+def test_two_hues_in_the_hair_are_flagged_and_shading_is_not(measured: list[PictureMetrics]) -> None:
+    assert share([m.hair_two_tone for m in measured]) <= 0.05
+    dyed, shaded = pictures(), pictures()
+    for i, portrait in enumerate(PORTRAITS):
+        hair = np.kron(portrait.hair, np.ones((4, 4), bool))
+        half = torch.from_numpy(hair & (np.arange(64)[None] > 32))
+        blue = portrait.attributes.hair.word in ("pink", "red", "blonde", "brown")
+        dyed[i][:, half] = torch.tensor([0.15, 0.5, 0.95] if blue else [0.95, 0.2, 0.6])[:, None]
+        shaded[i][:, half] *= 0.85
+    assert share([m.hair_two_tone for m in measure(dyed, PROMISES)]) >= 0.85
+    assert share([m.hair_two_tone for m in measure(shaded, PROMISES)]) <= 0.15
+
+
+def test_smooth_pictures_have_no_grid_and_look_photorealistic() -> None:
+    torch.manual_seed(0)
+    rng = random.Random(1)
+    characters = [Attributes.draw(rng) for _ in range(32)]
+    smooth = draw_characters(Colours.of(characters, torch.device("cpu")), "portrait")
+    found = measure(smooth, [expectation_of(", ".join(c.tags())) for c in characters])
+    assert share([m.grid_scale is None for m in found]) >= 0.85
+    assert share([m.is_photorealistic for m in found]) >= 0.95
+    assert np.mean([m.overall for m in found]) < 55
+
+
+def test_the_score_rises_with_every_step_from_smooth_to_sharp() -> None:
+    sharp = pictures()
+    blurred = torch.nn.functional.avg_pool2d(sharp, 5, 1, 2, count_include_pad=False)
+    means = []
+    for weight in (0.0, 0.25, 0.5, 0.75, 1.0):
+        found = summarise(measure(weight * sharp + (1 - weight) * blurred, PROMISES)).mean
+        assert found is not None
+        means.append(found.overall)
+    assert means == sorted(means)
+    assert means[-1] - means[0] > 25
+
+
+@pytest.mark.parametrize(("size", "scale"), [(512, 32.0), (400, 25.0), (341, 341 / 16)])
+def test_grids_of_other_sizes_are_found_also_fractional_ones(size: int, scale: float) -> None:
+    found = measure(pictures(size)[:8], PROMISES[:8])
+    assert [m.grid_scale for m in found] == pytest.approx([scale] * 8, rel=0.02)
+
+
+def test_a_batch_changes_nothing(measured: list[PictureMetrics]) -> None:
+    alone = [measure(pictures()[i : i + 1], PROMISES[i : i + 1])[0] for i in range(6)]
+    for one, together in zip(alone, measured, strict=False):
+        assert one.overall == pytest.approx(together.overall, abs=1e-3)
+        assert one.hair_colour == together.hair_colour
+
+
+def test_what_is_not_promised_is_not_scored() -> None:
+    (found,) = measure(pictures()[:1], [Expectation()])
+    assert found.background_accuracy is found.hair_accuracy is found.crown_accuracy is found.colour is None
+    assert found.overall == found.style
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.5, 1.0, "noise"])
+def test_empty_and_noisy_pictures_score_nothing(fill: float | str) -> None:
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 64, 64) if fill == "noise" else torch.full((1, 3, 64, 64), float(fill))
+    (found,) = measure(image, PROMISES[:1])
+    assert found.overall < 5
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(16, 80), st.integers(16, 80), st.integers(0, 10_000), st.sampled_from(["noise", "blocks", "ramp"]))
+def test_any_picture_is_measured_within_the_ranges(height: int, width: int, seed: int, kind: str) -> None:
+    torch.manual_seed(seed)
+    if kind == "noise":
+        image = torch.rand(1, 3, height, width)
+    elif kind == "blocks":
+        image = torch.nn.functional.interpolate(torch.rand(1, 3, 5, 5).round(), size=(height, width))
+    else:
+        image = torch.linspace(0, 1, width).expand(1, 3, height, width).clone()
+    (found,) = measure(image, PROMISES[:1])
+    for name in ("overall", "style", "edge_sharpness", "pixel_art_purity", "palette_score", "photorealism"):
+        assert 0 <= getattr(found, name) <= 100.001
+    assert 0 <= found.grid_confidence <= 1
+
+
+def test_a_summary_means_what_is_there(measured: list[PictureMetrics]) -> None:
+    summary = summarise(measured)
+    assert summary.mean is not None
+    crowned = [m.crown_accuracy for m in measured if m.crown_accuracy is not None]
+    assert summary.mean.crown_accuracy == pytest.approx(np.mean(crowned))
+    assert summary.worst == min(m.overall for m in measured)
+    assert len(summary.pictures) == len(measured)
+    assert summarise([]).mean is None

@@ -1,0 +1,184 @@
+"""What every store must do; each adapter runs all of it."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from schema.errors import NotFoundError
+from schema.findings import (
+    Analysis,
+    Decision,
+    Diagnosis,
+    GateVerdict,
+    Hypothesis,
+    ParameterEffect,
+    Prediction,
+    RefusedProposal,
+)
+from schema.runs import EpochMetrics, EpochResult, Outcome, RunStatus, TrainingRun, epoch_uid, run_uid
+from tasks.store.base import Condition, Store
+
+HOME = uuid.UUID(int=7)
+START = datetime(2026, 11, 24, 22, 0, tzinfo=UTC)
+PREDICTION = Prediction(quality=70, low=50, high=90, p_fail=0.1, n=4, nearest=("night-000",))
+VERDICT = GateVerdict(decision=Decision.RUN, reason="nothing speaks against it", rule="accepted")
+
+
+def make_run(number: int, campaign: str = "night", **parameters: object) -> TrainingRun:
+    return TrainingRun(
+        uid=run_uid(HOME, campaign, number),
+        campaign=campaign,
+        number=number,
+        run_name=f"{campaign}-{number:03d}",
+        base_model="/models/sd15",
+        dataset="knights@0123",
+        all_parameters={"network_dim": 16, "lr_scheduler": "cosine", "shuffle_caption": True, **parameters},
+        predicted=PREDICTION,
+        verdict=VERDICT,
+        started_at=START + timedelta(minutes=number),
+    )
+
+
+def make_epoch(run: TrainingRun, epoch: int, quality: float = 50.0) -> EpochResult:
+    issue = Diagnosis(
+        issue="photorealistic", category="architecture", severity=0.5, cause="rank",
+        recommendation="lower it", confidence=0.4,
+    )  # fmt: skip
+    return EpochResult(
+        uid=epoch_uid(run.uid, epoch),
+        run_uid=run.uid,
+        epoch_number=epoch,
+        quality=quality,
+        quantitative_metrics=EpochMetrics(worst=12.5, photorealistic_share=0.25),
+        diagnosed_issues=(issue,),
+        recommendations=("lower network_dim",),
+        created_at=START,
+    )
+
+
+class StoreContract:
+    """Subclasses give a fixture `store`: empty, migrated."""
+
+    def test_a_run_comes_back_as_it_was_saved(self, store: Store) -> None:
+        run = make_run(0).changed(
+            status=RunStatus.FINISHED, outcome=Outcome.DIVERGED, failure="NaN at step 3",
+            recommended_next_steps=("a", "b"),
+        )  # fmt: skip
+        store.save_run(run)
+        assert store.run("night", 0) == run
+        assert store.runs() == [run]
+
+    def test_saving_twice_changes_nothing(self, store: Store) -> None:
+        run = make_run(0)
+        epoch = make_epoch(run, 1)
+        for _ in range(2):
+            store.save_run(run)
+            store.save_epoch(epoch)
+        assert store.runs() == [run]
+        assert store.epochs(run.uid) == [epoch]
+
+    def test_a_saved_run_is_replaced_and_keeps_its_epochs(self, store: Store) -> None:
+        run = make_run(0)
+        store.save_run(run)
+        store.save_epoch(make_epoch(run, 1))
+        store.save_run(run.changed(quality=81.5, best_epoch=1))
+        assert store.run("night", 0).quality == 81.5
+        assert len(store.epochs(run.uid)) == 1
+
+    def test_what_was_set_can_be_unset(self, store: Store) -> None:
+        store.save_run(make_run(0).changed(failure="lost"))
+        store.save_run(make_run(0))
+        assert store.run("night", 0).failure is None
+
+    def test_a_missing_run_is_not_found(self, store: Store) -> None:
+        with pytest.raises(NotFoundError, match="no run 5 in campaign night"):
+            store.run("night", 5)
+
+    def test_an_epoch_needs_its_run(self, store: Store) -> None:
+        with pytest.raises(NotFoundError, match="not in the store"):
+            store.save_epoch(make_epoch(make_run(0), 1))
+
+    def test_history_holds_runs_and_epochs_in_order(self, store: Store) -> None:
+        for number in (1, 0):
+            run = make_run(number)
+            store.save_run(run)
+            for epoch in (2, 1):
+                store.save_epoch(make_epoch(run, epoch))
+        store.save_run(make_run(0, campaign="other"))
+        history = store.history("night")
+        assert [h.run.number for h in history] == [0, 1]
+        assert [e.epoch_number for e in history[0].epochs] == [1, 2]
+        assert len(store.history()) == 3
+
+    @pytest.mark.parametrize(
+        ("condition", "numbers"),
+        [
+            ("network_dim > 32", [2]),
+            ("network_dim >= 16", [0, 1, 2]),
+            ("network_dim == 16", [0, 1]),
+            ("network_dim != 16", [2]),
+            ("network_dim < 9", []),
+            ("lr_scheduler == constant", [1]),
+            ("shuffle_caption == true", [0, 1, 2]),
+        ],
+    )
+    def test_runs_are_found_by_their_parameters(self, store: Store, condition: str, numbers: list[int]) -> None:
+        for run in (make_run(0), make_run(1, lr_scheduler="constant"), make_run(2, network_dim=128)):
+            store.save_run(run)
+        assert [r.number for r in store.find_runs([Condition.parse(condition)])] == numbers
+
+    def test_conditions_add_up(self, store: Store) -> None:
+        store.save_run(make_run(0))
+        both = [Condition.parse("network_dim > 8"), Condition.parse("network_dim < 16")]
+        assert store.find_runs(both) == []
+
+    def test_campaigns_are_kept_with_their_settings(self, store: Store) -> None:
+        store.save_campaign("night", {"trials": 8, "bad": float("nan")}, "running")
+        store.save_campaign("night", {"trials": 9}, "finished", "budget spent")
+        (record,) = store.campaigns()
+        assert (record.name, record.settings, record.status) == ("night", {"trials": 9}, "finished")
+        assert record.end_reason == "budget spent"
+
+    def test_refusals_come_back_in_order(self, store: Store) -> None:
+        for number in (3, 1):
+            refusal = RefusedProposal(
+                uid=uuid.uuid5(HOME, str(number)), campaign="night", number=number, parameters={"network_dim": 64},
+                verdict=VERDICT.changed(decision=Decision.SKIP), predicted=PREDICTION, created_at=START,
+            )  # fmt: skip
+            store.save_refusal(refusal)
+            store.save_refusal(refusal)
+        assert [r.number for r in store.refusals("night")] == [1, 3]
+        assert store.refusals("other") == []
+
+    def test_proposed_experiments_are_replaced_by_newer_ones(self, store: Store) -> None:
+        def hypothesis(n: int) -> Hypothesis:
+            return Hypothesis(
+                uid=uuid.uuid5(HOME, f"h{n}"), campaign="night", priority=n, change={"network_dim": 8}, parameters={},
+                rationale="smaller", expected=PREDICTION, gain=2.0, created_at=START,
+            )  # fmt: skip
+
+        store.save_hypotheses([hypothesis(2), hypothesis(1)])
+        assert [h.priority for h in store.hypotheses("night")] == [1, 2]
+        store.save_hypotheses([hypothesis(3)])
+        assert [h.priority for h in store.hypotheses("night")] == [3]
+
+    def test_the_newest_analysis_counts(self, store: Store) -> None:
+        assert store.latest_analysis("night") is None
+        effect = ParameterEffect(parameter="network_dim", n=5, effect=10.0, verdict="secondary")
+        for n in (1, 2):
+            store.save_analysis(
+                Analysis(campaign="night", n_runs=n, effects=(effect,), created_at=START + timedelta(hours=n))
+            )
+        found = store.latest_analysis("night")
+        assert found is not None
+        assert found.n_runs == 2
+        assert found.effects == (effect,)
+
+    def test_several_threads_may_save_at_once(self, store: Store) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda n: store.save_run(make_run(n)), range(20)))
+        assert [r.number for r in store.runs("night")] == list(range(20))

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tasks.training.dataset import dataset_fingerprint, find_samples, load_picture, num_images
+
+
+def picture(path: Path, size: tuple[int, int] = (4, 4), colour: str = "red") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    path.with_suffix(".txt").write_text("pixel art, hair\nsecond line is ignored")
+
+
+def test_kohyas_folders_carry_their_repeats(tmp_path: Path) -> None:
+    picture(tmp_path / "10_knight" / "a.png")
+    picture(tmp_path / "2_king" / "b.png")
+    picture(tmp_path / "notes" / "c.png")
+    found = find_samples(tmp_path, ".txt", num_repeats=3)
+    assert [(s.path.name, s.repeats) for s in found] == [("a.png", 30), ("b.png", 6)]
+    assert found[0].caption == "pixel art, hair"
+    assert num_images(tmp_path) == 2
+
+
+def test_the_fingerprint_changes_with_a_caption_and_not_with_the_place(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        picture(tmp_path / name / "set" / "a.png")
+    one, two = (dataset_fingerprint(tmp_path / n / "set") for n in ("one", "two"))
+    assert one == two
+    (tmp_path / "two" / "set" / "a.txt").write_text("another caption")
+    assert dataset_fingerprint(tmp_path / "two" / "set") != one
+
+
+def test_pixel_art_is_enlarged_without_new_colours(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(4, dtype=np.uint8)[..., None].repeat(3, 2) * 255).save(tmp_path / "a.png")
+    loaded = load_picture(tmp_path / "a.png", 16, 16)
+    assert loaded.shape == (3, 16, 16)
+    assert set(np.unique(loaded)) == {-1.0, 1.0}
+
+
+def test_a_wide_picture_covers_the_size_and_is_cut_in_the_middle(tmp_path: Path) -> None:
+    wide = np.zeros((4, 8, 3), np.uint8)
+    wide[:, 2:6] = 255
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    assert (load_picture(tmp_path / "a.png", 4, 4) == 1).all()
