@@ -46,7 +46,9 @@ class GateVerdict(Frozen):
 
     decision: Decision
     reason: str = Field(description="a sentence a person can check")
-    rule: str = Field(description="hard_rule | known_failure | predicted_failure | audit | least_bad | accepted")
+    rule: str = Field(
+        description="hard_rule | known_failure | known_result | predicted_failure | audit | least_bad | accepted"
+    )
     evidence: tuple[str, ...] = Field((), description="names of the runs the reason rests on")
     p_fail: float | None = None
 

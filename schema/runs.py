@@ -83,6 +83,9 @@ class PictureMetrics(Frozen):
     palette_size: int = Field(description="perceptually distinct colours on the native grid (a count)")
     palette_score: float = Field(description="100 where the palette size is normal for pixel art")
     dithering_score: float = Field(description="100 for none or ordered dithering, low for noise")
+    stray_pixels: float | None = Field(
+        None, description="share of art pixels unlike all four neighbours, 0-1; real sprites have up to 0.16"
+    )
     photorealism: float = Field(description="0 pixel art .. 100 photograph; LOWER is better")
     grid_scale: float | None = Field(None, description="size of an art pixel in picture pixels; None: no grid")
     grid_confidence: float = Field(description="0-1, edge energy on the grid beyond chance")

@@ -19,12 +19,13 @@ _CHANCE = 0.15
 
 @dataclass(frozen=True)
 class Style:
-    """Style figures of B pictures, each (B,), 0-100; photorealism: lower is better."""
+    """Style figures of B pictures, each (B,), 0-100; photorealism: lower is better; stray: a share, 0-1."""
 
     sharpness: Tensor
     purity: Tensor
     photorealism: Tensor
     dithering: Tensor
+    stray: Tensor
 
 
 def measure_style(lab: Tensor, edges: Edges, grid: Grid, cells: Tensor, valid: Tensor) -> Style:
@@ -40,7 +41,7 @@ def measure_style(lab: Tensor, edges: Edges, grid: Grid, cells: Tensor, valid: T
     purity = gridded**0.7 * sharp**0.1 * flat**0.2
     gradient = ((_gradient_share(edges) - 0.02) / 0.33).clamp(0, 1)
     photo = torch.sigmoid(1.6 * (3.2 * gradient + 2 * (1 - sharp) + 1.5 * (1 - gridded) - 3.5))
-    return Style(100 * sharp, 100 * purity, 100 * photo, 100 * _dithering(cells, valid))
+    return Style(100 * sharp, 100 * purity, 100 * photo, 100 * _dithering(cells, valid), stray_share(cells, valid))
 
 
 def cell_flatness(lab: Tensor, grid: Grid, cells: Tensor) -> Tensor:
@@ -49,6 +50,16 @@ def cell_flatness(lab: Tensor, grid: Grid, cells: Tensor) -> Tensor:
     residual = torch.linalg.vector_norm(lab - cell_of_pixels(cells, grid, height, width), dim=1).mean((1, 2))
     flatness: Tensor = (1 - residual / 0.1).clamp(0, 1)
     return flatness
+
+
+def stray_share(cells: Tensor, valid: Tensor) -> Tensor:
+    """Share of cells that none of their four neighbours resembles, (B,)."""
+    padded = F.pad(cells, (1, 1, 1, 1), value=torch.inf)
+    size = cells.shape[2]
+    around = [padded[:, :, y : y + size, x : x + size] for y, x in ((0, 1), (2, 1), (1, 0), (1, 2))]
+    nearest = torch.stack([torch.linalg.vector_norm(cells - a, dim=1) for a in around]).amin(0)
+    lonely = valid & (nearest > 1.5 * STEP)
+    return lonely.sum((1, 2)) / valid.sum((1, 2)).clamp_min(1)
 
 
 def _one_step_share(edges: Edges) -> Tensor:

@@ -27,12 +27,16 @@ from tasks.metrics.style import Style, measure_style
 COLOUR_WEIGHTS = {"background_accuracy": 0.35, "hair_accuracy": 0.35, "crown_accuracy": 0.15, "colour_purity": 0.15}
 """Parts of the colour score; those that a prompt does not promise drop out."""
 
-STYLE_WEIGHTS = {"purity": 0.55, "photorealism": 0.15, "sharpness": 0.15, "palette": 0.10, "dithering": 0.05}
-"""Parts of the style score; of photorealism the rest to 100 counts."""
+STYLE_WEIGHTS = {
+    "purity": 0.50, "calm": 0.20, "photorealism": 0.10, "sharpness": 0.10, "palette": 0.05, "dithering": 0.05,
+}  # fmt: skip
+"""Parts of the style score; of photorealism the rest to 100 counts; calm is 100 on
+a grid with no more stray pixels than real sprites have."""
 
 _CHUNK = 64
 _FIGURE = (0.06, 0.94)
 _TWO_TONE_PENALTY = 0.7
+_STRAY = (0.10, 0.45)
 
 
 @torch.no_grad()
@@ -96,7 +100,7 @@ def _measure(images: Tensor, expectations: Sequence[Expectation]) -> list[Pictur
     }
     parts = {name: value.tolist() for name, (value, _) in columns.items()}
     promised = {name: given.tolist() for name, (_, given) in columns.items()}
-    per_style = _style_columns(style, size)
+    per_style = _style_columns(style, size, grid.found)
     toned, present = two_tone(cells, regions).tolist(), crown_present.tolist()
     records = []
     for i in range(len(images)):
@@ -115,6 +119,7 @@ def _measure(images: Tensor, expectations: Sequence[Expectation]) -> list[Pictur
                 palette_size=int(size[i]),
                 palette_score=styles["palette"],
                 dithering_score=styles["dithering"],
+                stray_pixels=float(style.stray[i]),
                 photorealism=100 - styles["photorealism"],
                 grid_scale=float(grid.scale[i]) if grid.found[i] else None,
                 grid_confidence=float(grid.confidence[i]),
@@ -128,13 +133,15 @@ def _measure(images: Tensor, expectations: Sequence[Expectation]) -> list[Pictur
     return records
 
 
-def _style_columns(style: Style, size: Tensor) -> dict[str, list[float]]:
+def _style_columns(style: Style, size: Tensor, gridded: Tensor) -> dict[str, list[float]]:
+    few, many = _STRAY
     return {
         "purity": style.purity.tolist(),
         "photorealism": (100 - style.photorealism).tolist(),
         "sharpness": style.sharpness.tolist(),
         "palette": palette_score(size).tolist(),
         "dithering": style.dithering.tolist(),
+        "calm": (100 * gridded * (1 - (style.stray - few) / (many - few)).clamp(0, 1)).tolist(),
     }
 
 

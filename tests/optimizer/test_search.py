@@ -16,7 +16,9 @@ from schema.runs import Outcome, RunHistory
 from tests.optimizer.worlds import a_run, peak, space_of
 
 
-def search(folder: Path, runs: int, seed: int, sampler: str = "tpe", gated: bool = True) -> tuple[list[RunHistory], int]:
+def search(
+    folder: Path, runs: int, seed: int, sampler: str = "tpe", gated: bool = True
+) -> tuple[list[RunHistory], int]:
     """A whole campaign; the runs and how many proposals were refused."""
     space = space_of()
     study = CampaignStudy.open("night", f"sqlite:///{folder}/{sampler}-{seed}-{gated}.db", space, sampler, seed)

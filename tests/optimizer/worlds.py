@@ -13,7 +13,16 @@ import numpy as np
 from optimizer.space import Space
 from schema.campaign import CampaignFile
 from schema.parameters import Parameters
-from schema.runs import EpochMetrics, EpochResult, Outcome, PictureMetrics, RunHistory, RunStatus, TrainingRun, epoch_uid
+from schema.runs import (
+    EpochMetrics,
+    EpochResult,
+    Outcome,
+    PictureMetrics,
+    RunHistory,
+    RunStatus,
+    TrainingRun,
+    epoch_uid,
+)
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 CLIFF = 1e-2
