@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 from prefect import flow
 
 from flows.wiring import Context, open_campaign
 from optimizer.analysis.hypotheses import next_experiments
 from optimizer.analysis.impact import effects
+from optimizer.history import best_run
 from schema.findings import Analysis
 from schema.runs import TrainingRun
 from tasks.home import copy_atomically
@@ -18,21 +20,25 @@ from tasks.home import copy_atomically
 def analysis(campaign: str, campaign_file: str, home: str, number: int | None = None) -> None:
     """Learn from the history and show it; `number` is the trial that has just ended."""
     context = open_campaign(campaign_file, home)
-    history = context.store.history(campaign)
-    now = datetime.now(UTC)
-    hypotheses = next_experiments(history, context.space, context.surrogate(history), campaign, now)
-    found = Analysis(
-        campaign=campaign,
-        n_runs=len(history),
-        effects=effects(history, context.space),
-        hypotheses=hypotheses,
-        created_at=now,
-    )
+    found = learn(context)
     context.store.save_analysis(found)
-    context.store.save_hypotheses(list(hypotheses))
+    context.store.save_hypotheses(found.hypotheses)
     if number is not None:
         note_trial(context, context.store.run(campaign, number))
     show(context, found)
+
+
+def learn(context: Context) -> Analysis:
+    """What the campaign's history says now."""
+    history, now = context.store.history(context.name), datetime.now(UTC)
+    surrogate = context.surrogate(history)
+    return Analysis(
+        campaign=context.name,
+        n_runs=len(history),
+        effects=effects(history, context.space),
+        hypotheses=next_experiments(history, context.space, surrogate, context.name, now),
+        created_at=now,
+    )
 
 
 def note_trial(context: Context, run: TrainingRun) -> None:
@@ -44,24 +50,24 @@ def note_trial(context: Context, run: TrainingRun) -> None:
     annotate_trial(context.study.study, run.number, context.home.artifacts, note)
 
 
-def show(context: Context, found: Analysis) -> None:
-    """Write the campaign's note and report, and lay the best LoRA where it is easily found."""
+def show(context: Context, found: Analysis) -> Path:
+    """Write the campaign's note and report, and lay the best LoRA where it is easily found.
+
+    Returns:
+        The path of the report.
+    """
     from tasks.dashboard.annotate import annotate_study
+    from tasks.reports.charts import quality_curves
     from tasks.reports.html import write_report
     from tasks.reports.markdown import campaign_note
 
-    history = context.store.history(context.name)
-    annotate_study(context.study.study, campaign_note(history, found))
-    write_report(
-        context.home.report(context.name),
-        context.name,
-        history,
-        found,
-        context.store.refusals(context.name),
-        context.base(),
-        context.home.root,
-    )
-    scored = [h.run for h in history if h.run.quality is not None and h.run.best_checkpoint]
-    if scored:
-        best = max(scored, key=lambda run: run.quality or 0.0)
-        copy_atomically(context.home.absolute(best.best_checkpoint or ""), context.home.best_lora(context.name))
+    history, base = context.store.history(context.name), context.base()
+    refusals = context.store.refusals(context.name)
+    best = best_run(history)
+    curves = quality_curves(history, base, best.run.run_name if best else None)
+    note = campaign_note(history, found, refusals, base)
+    annotate_study(context.study.study, note, {"quality-by-epoch": curves})
+    if best is not None and best.run.best_checkpoint is not None:
+        copy_atomically(context.home.absolute(best.run.best_checkpoint), context.home.best_lora(context.name))
+    report = context.home.report(context.name)
+    return write_report(report, context.name, history, found, refusals, base, context.home.root)

@@ -43,7 +43,7 @@ def campaign(campaign_file: str, home: str, trials: int | None = None) -> str:
         number = propose(context)
         _run(context, number, budget)
     _save(context, "finished", reason)
-    analysis(context.name, campaign_file, home)
+    _analyse(context)
     progress.listener.message(f"campaign {context.name} ended: {reason}")
     return reason
 
@@ -126,7 +126,14 @@ def _run(context: Context, number: int, budget: Budget) -> None:
     run = context.store.run(context.name, number)
     progress.listener.trial_started(run, budget.trials, _time_left(context, budget))
     trial(context.name, str(context.path), str(context.home.root), number)
-    analysis(context.name, str(context.path), str(context.home.root), number)
+    _analyse(context, number)
+
+
+def _analyse(context: Context, number: int | None = None) -> None:
+    """Learn from the history; a mistake in it is told and costs nothing else."""
+    state = analysis(context.name, str(context.path), str(context.home.root), number, return_state=True)
+    if state.is_failed() or state.is_crashed():
+        progress.listener.message(f"[red]the analysis failed[/]: {state.message}")
 
 
 def _finished(context: Context) -> list[RunHistory]:

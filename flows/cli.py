@@ -140,8 +140,10 @@ def dashboard(
     with _services(home) as services:
         from tasks.dashboard.serve import serve
 
-        out.print(f"optuna-dashboard on http://127.0.0.1:{port} (Ctrl-C ends it)")
-        serve(services.optuna_url, services.home.artifacts, "127.0.0.1", port)
+        def ready(url: str) -> None:
+            out.print(f"optuna-dashboard on {url} (Ctrl-C ends it)")
+
+        serve(services.optuna_url, services.home.artifacts, port=port, ready=ready)
 
 
 @app.command()
@@ -151,9 +153,10 @@ def report(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None) -> 
     Example: [bold]pixelloop report --home demo-run[/]
     """
     with _context(home, campaign) as context:
-        from flows.analysis import write
+        from flows.analysis import learn, show
 
-        out.print(f"report: {write(context)}", soft_wrap=True)
+        path = show(context, context.store.latest_analysis(context.name) or learn(context))
+    out.print(f"report  {os.path.relpath(path)}", soft_wrap=True)
 
 
 @app.command()

@@ -27,6 +27,8 @@ def quiet_prefect(folder: Path) -> None:
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        # The last lines would be sent when the server has already stopped.
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
