@@ -244,9 +244,9 @@ def compare(
 
 def main() -> NoReturn:
     """Entry point: errors of ours are one sentence and exit code 2, Ctrl-C is 130."""
-    from flows.server import quiet_prefect
+    from flows.server import quiet_libraries
 
-    quiet_prefect(Path.home() / ".prefect")
+    quiet_libraries(Path.home() / ".prefect")
     try:
         app(standalone_mode=False)
     except PixelloopError as error:

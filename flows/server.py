@@ -19,14 +19,15 @@ import httpx
 from schema.errors import PixelloopError
 
 
-def quiet_prefect(folder: Path) -> None:
-    """Set the environment so that Prefect keeps to its own folder and writes only warnings."""
+def quiet_libraries(folder: Path) -> None:
+    """Set the environment so that Prefect keeps to its own folder, and all libraries to warnings that matter."""
     defaults = {
         "PREFECT_HOME": str(folder),
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        "TRANSFORMERS_VERBOSITY": "error",  # it asks for torchvision, which nothing here needs
         # The last lines would be sent when the server has already stopped.
         "PREFECT_LOGGING_TO_API_ENABLED": "false",
     }
@@ -50,7 +51,7 @@ def prefect_server(folder: Path, database_url: Callable[[], str], wait: float = 
     Raises:
         PixelloopError: the server does not answer; the message names its log.
     """
-    quiet_prefect(folder)
+    quiet_libraries(folder)
     if given := os.environ.get("PREFECT_API_URL"):
         yield given
         return

@@ -97,5 +97,5 @@ class Sampler:
 
 def _load(base_model: str, dtype: torch.dtype) -> DiffusionPipeline:
     if base_model.endswith((".safetensors", ".ckpt")):
-        return StableDiffusionPipeline.from_single_file(base_model, torch_dtype=dtype)
-    return DiffusionPipeline.from_pretrained(base_model, torch_dtype=dtype, safety_checker=None)
+        return StableDiffusionPipeline.from_single_file(base_model, dtype=dtype)
+    return DiffusionPipeline.from_pretrained(base_model, dtype=dtype, safety_checker=None)

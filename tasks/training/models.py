@@ -51,8 +51,8 @@ def _from_folder(name: str, dtype: torch.dtype) -> BaseModel:
     if (Path(name) / "text_encoder_2").exists():
         raise OSError("it is an SDXL model, which this trainer does not train yet")
     return BaseModel(
-        UNet2DConditionModel.from_pretrained(name, subfolder="unet", torch_dtype=dtype),
-        AutoencoderKL.from_pretrained(name, subfolder="vae", torch_dtype=torch.float32),
+        UNet2DConditionModel.from_pretrained(name, subfolder="unet", dtype=dtype),
+        AutoencoderKL.from_pretrained(name, subfolder="vae", dtype=torch.float32),
         CLIPTextModel.from_pretrained(name, subfolder="text_encoder", dtype=dtype),
         CLIPTokenizer.from_pretrained(name, subfolder="tokenizer"),
         DDPMScheduler.from_pretrained(name, subfolder="scheduler"),
@@ -62,6 +62,6 @@ def _from_folder(name: str, dtype: torch.dtype) -> BaseModel:
 def _from_file(name: str, dtype: torch.dtype) -> BaseModel:
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_single_file(name, torch_dtype=dtype)
+    pipe = StableDiffusionPipeline.from_single_file(name, dtype=dtype)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     return BaseModel(pipe.unet, pipe.vae.float(), pipe.text_encoder, pipe.tokenizer, scheduler)

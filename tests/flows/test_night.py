@@ -147,7 +147,7 @@ def test_sheets_report_and_best_lora_lie_in_the_home(night: Night) -> None:
 def test_the_lora_loads_in_plain_diffusers_and_changes_the_picture(night: Night) -> None:
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(night.folder / "base", torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(night.folder / "base", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
 
     def draw() -> torch.Tensor:

@@ -57,7 +57,7 @@ def test_a_run_tells_its_life_and_writes_kohyas_files(trial: Trial, tiny_model: 
 def test_plain_diffusers_loads_the_file_and_draws_as_the_trained_model(trial: Trial, tiny_model: Path) -> None:
     config = trial(learning_rate=0.05, network_dropout=0.0)
     run(config)
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_model, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
 
     def draw() -> torch.Tensor:
