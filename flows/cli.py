@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 from rich.console import Console
 
@@ -248,20 +247,11 @@ def main() -> NoReturn:
 
     quiet_libraries(Path.home() / ".prefect")
     try:
-        app(standalone_mode=False)
+        app()
     except PixelloopError as error:
-        _fail(str(error), 2)
-    except click.ClickException as error:  # a wrong option or argument
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", 130)
+        err.print(f"[red]pixelloop:[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)
     sys.exit(0)
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    err.print(f"[red]pixelloop:[/] {text}", soft_wrap=True, highlight=False)
-    sys.exit(code)
 
 
 @contextlib.contextmanager

@@ -20,10 +20,11 @@ from schema.errors import PixelloopError
 
 
 def quiet_libraries(folder: Path) -> None:
-    """Set the environment so that Prefect keeps to its own folder, and all libraries to warnings that matter."""
+    """Set the environment so that Prefect keeps to its own folder, and libraries do not talk over the campaign."""
     defaults = {
         "PREFECT_HOME": str(folder),
-        "PREFECT_LOGGING_LEVEL": "WARNING",
+        # What goes wrong is told by the campaign itself, in a sentence.
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",

@@ -65,7 +65,10 @@ def parse(data: dict[str, Any], model: type[Model], where: str) -> Model:
 
 
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    if first["type"] == "missing":  # a misspelt key is the likely cause
+        first = next((e for e in errors if e["type"] == "extra_forbidden"), first)
     key = ".".join(str(part) for part in first["loc"]) or "the file"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":

@@ -29,7 +29,7 @@ def save_pictures(pictures: Tensor, suite: PromptSuite, folder: Path) -> list[Pa
     return paths
 
 
-def save_sheet(pictures: Tensor, suite: PromptSuite, path: Path, columns: int = 8) -> Path:
+def save_sheet(pictures: Tensor, suite: PromptSuite, path: Path, columns: int = 4) -> Path:
     """Write all pictures on one sheet with their prompts' names below."""
     names = [prompt.name for prompt in suite.prompts for _ in suite.seeds]
     tiles = [_tile(_image(picture)) for picture in pictures]
