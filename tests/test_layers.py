@@ -27,7 +27,7 @@ ONLY_IN = {
     "sklearn": {"optimizer"},
 }
 SCHEMA_KNOWS = {"pydantic", "pydantic_settings"}
-OPTIMIZER_KNOWS = {"optuna", "numpy", "scipy", "sklearn", "pydantic"}
+OPTIMIZER_KNOWS = {"optuna", "numpy", "scipy", "sklearn", "threadpoolctl", "pydantic"}
 
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 

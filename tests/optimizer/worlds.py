@@ -77,23 +77,23 @@ def a_run(
     epochs: Sequence[EpochMetrics] = (),
     **more: Any,
 ) -> RunHistory:
-    """An ended run; diverged if it has neither quality nor outcome."""
+    """An ended run; diverged if nothing is said of it."""
+    found = list(epochs) or [metrics(q) for q in curve]
     run = TrainingRun(
         uid=uuid.UUID(int=number),
         campaign=more.pop("campaign", "night"),
         number=number,
         run_name=f"night-{number:03d}",
         status=RunStatus.FINISHED,
-        outcome=outcome or (Outcome.DIVERGED if quality is None and not curve else Outcome.OK),
+        outcome=outcome or (Outcome.DIVERGED if quality is None and not curve and not epochs else Outcome.OK),
         base_model=more.pop("base_model", "base"),
         dataset=more.pop("dataset", "data"),
         all_parameters=parameters,
-        quality=quality if quality is not None or not curve else max(curve),
+        quality=quality if quality is not None else max((m.mean.overall for m in found if m.mean), default=None),
         epochs_done=max(len(curve), len(epochs)),
         started_at=START + timedelta(hours=number),
         **more,
     )
-    found = list(epochs) or [metrics(q) for q in curve]
     return RunHistory(run=run, epochs=tuple(_epoch(run, i + 1, m) for i, m in enumerate(found)))
 
 

@@ -1,0 +1,217 @@
+"""Which parameters moved the quality: effect, interval, and a p-value that is honest about how many were tried."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.ensemble import RandomForestRegressor
+
+from optimizer.history import best_quality, informative
+from optimizer.rules import text_of
+from optimizer.space import Space, active, filled
+from schema.findings import ParameterEffect
+from schema.parameters import PARAMETERS, ParameterValue
+from schema.runs import RunHistory
+
+Array = NDArray[np.float64]
+
+_LEAST = 6
+_PERMUTATIONS = 1999
+_RESAMPLES = 500
+_SIGNIFICANT = 0.05
+_CRITICAL_IMPORTANCE = 0.25
+_CONFOUNDED = 0.8
+NO_CAUSE = frozenset(("seed", "save_every_n_epochs", "caption_extension", "save_precision"))
+"""Parameters that vary but are no explanation of quality."""
+
+
+@dataclass(frozen=True)
+class _Varied:
+    """One parameter over the runs that used it."""
+
+    name: str
+    values: tuple[ParameterValue, ...]  # None where it had no effect
+
+    @property
+    def numeric(self) -> bool:
+        used = {v for v in self.values if v is not None}
+        return len(used) > 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in used)
+
+    @property
+    def ranks(self) -> Array:
+        """Ranks of a numeric parameter, those without effect in the middle."""
+        used = np.array([v is not None for v in self.values])
+        ranks = np.full(len(self.values), (used.sum() + 1) / 2)
+        ranks[used] = rankdata([float(v) for v in self.values if v is not None])
+        return ranks
+
+    def design(self, degree: int) -> Array:
+        """Orthonormal centred columns that span the parameter's possible influence: shape (n, k)."""
+        if self.numeric:
+            ranks = self.ranks - self.ranks.mean()
+            raw = np.stack([ranks**power for power in range(1, degree + 1)], axis=1)
+        else:
+            raw = np.stack([[float(v == level) for v in self.values] for level in dict.fromkeys(self.values)], axis=1)
+        left, size, _ = np.linalg.svd(raw - raw.mean(axis=0), full_matrices=False)
+        return np.asarray(left[:, size > 1e-9 * max(float(size[0]), 1e-12)])
+
+
+def effects(history: Sequence[RunHistory], space: Space) -> tuple[ParameterEffect, ...]:
+    """How each parameter moved with the best quality of a run, strongest first.
+
+    Numeric parameters are tested for a rising, falling or peaked relation of ranks, categories for any
+    difference. p-values come from permuting the outcomes and are corrected for the number of parameters
+    (Holm). A run that failed before anything was measured counts with the lowest quality seen, or
+    `failed_quality` if that is lower.
+
+    Args:
+        history: runs, best of one base model and data set; others are compared within their own only.
+        space: the searched parameters; others that happen to vary are tested too.
+    """
+    runs = informative(history)
+    varied = _varied(runs, space)
+    names = {v.name for v in varied}
+    constant = [_bare(name, len(runs), "never varied") for name in space.names if name not in names]
+    if len(runs) < _LEAST or np.ptp(_outcomes(runs, space)) == 0:
+        return (*(_bare(v.name, len(runs), "not enough data") for v in varied), *constant)
+    outcome = _outcomes(runs, space)
+    p_values = _holm(_permuted(varied, rankdata(outcome)))
+    shares = _importance(varied, outcome)
+    twins = _confounded(varied)
+    rows = [_effect(v, outcome, p, shares[v.name], tuple(twins[v.name])) for v, p in zip(varied, p_values, strict=True)]
+    rows.sort(key=lambda row: (row.p_value or 0.0, -(row.importance or 0.0)))
+    return (*rows, *constant)
+
+
+def _bare(name: str, n: int, verdict: str) -> ParameterEffect:
+    return ParameterEffect(parameter=name, n=n, effect=0.0, verdict=verdict)
+
+
+def _varied(runs: Sequence[RunHistory], space: Space) -> list[_Varied]:
+    used = [active(run.run.all_parameters) for run in runs]
+    others = [n for n, spec in PARAMETERS.items() if not spec.derived and n not in space.names and n not in NO_CAUSE]
+    columns = [_Varied(name, tuple(p[name] for p in used)) for name in (*space.names, *others)]
+    # A parameter that another one switches on and off has not been varied itself.
+    settings = [filled(run.run.all_parameters) for run in runs]
+    return [c for c in columns if len(set(c.values)) > 1 and len({s[c.name] for s in settings}) > 1]
+
+
+def _outcomes(runs: Sequence[RunHistory], space: Space) -> Array:
+    """Quality of each run, less the median of its base model and data set where there are several: shape (n,)."""
+    seen = [q for q in map(best_quality, runs) if q is not None]
+    floor = min([space.failed_quality, *seen])
+    values = np.array([floor if (q := best_quality(run)) is None else q for run in runs])
+    places = [(run.run.base_model, run.run.dataset) for run in runs]
+    if len(set(places)) > 1:
+        for place in dict.fromkeys(places):
+            here = np.array([p == place for p in places])
+            values[here] -= np.median(values[here])
+    return values
+
+
+def _permuted(varied: Sequence[_Varied], outcome: Array) -> list[float]:
+    """p-value of each parameter's share of the rank variation, from one set of permutations for all."""
+    rng = np.random.default_rng(0)
+    centred = outcome - outcome.mean()
+    shuffled = rng.permuted(np.tile(centred, (_PERMUTATIONS, 1)), axis=1).T  # (n, permutations)
+    found = []
+    for column in varied:
+        basis = column.design(degree=2)
+        observed = float(((basis.T @ centred) ** 2).sum())
+        chance = ((basis.T @ shuffled) ** 2).sum(axis=0)
+        found.append(float((1 + (chance >= observed - 1e-9).sum()) / (_PERMUTATIONS + 1)))
+    return found
+
+
+def _holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: bounds the chance of even one false claim."""
+    order = np.argsort(p_values, kind="stable")
+    corrected, running = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = running
+    return corrected
+
+
+def _importance(varied: Sequence[_Varied], outcome: Array) -> dict[str, float]:
+    """Share of the explained variation (0-1) by a random forest's decrease in impurity."""
+    columns = [v.ranks[:, None] if v.numeric else v.design(1) for v in varied]
+    if not columns:
+        return {}
+    owner = np.repeat(np.arange(len(varied)), [c.shape[1] for c in columns])
+    forest = RandomForestRegressor(n_estimators=100, min_samples_leaf=2, max_features=0.5, random_state=0)
+    forest.fit(np.concatenate(columns, axis=1), outcome)
+    shares = np.bincount(owner, weights=forest.feature_importances_, minlength=len(varied))
+    return {v.name: float(share) for v, share in zip(varied, shares, strict=True)}
+
+
+def _confounded(varied: Sequence[_Varied]) -> dict[str, list[str]]:
+    """Parameters that moved together, by their canonical correlation (of ranks, or category membership)."""
+    bases = {v.name: v.design(1) for v in varied}
+    return {
+        a: [
+            b
+            for b in bases
+            if b != a and float(np.linalg.svd(bases[a].T @ bases[b], compute_uv=False)[0]) > _CONFOUNDED
+        ]
+        for a in bases
+    }
+
+
+def _effect(v: _Varied, outcome: Array, p: float, share: float, twins: tuple[str, ...]) -> ParameterEffect:
+    better, best = _split(v, outcome)
+    low, high = _interval(outcome, better)
+    verdict = "none detected"
+    if p <= _SIGNIFICANT:
+        verdict = "critical" if share >= _CRITICAL_IMPORTANCE else "secondary"
+    return ParameterEffect(
+        parameter=v.name,
+        n=len(outcome),
+        spearman=float(np.corrcoef(v.ranks, rankdata(outcome))[0, 1]) if v.numeric else None,
+        effect=float(outcome[better].mean() - outcome[~better].mean()),
+        low=low,
+        high=high,
+        p_value=p,
+        best=best,
+        importance=share,
+        verdict=verdict,
+        confounded_with=twins,
+    )
+
+
+def _split(v: _Varied, outcome: Array) -> tuple[NDArray[np.bool_], str]:
+    """The runs on the better side of the parameter, and where that is.
+
+    Numbers are split where the sides differ most, each side with a fifth of the runs if that can be; a
+    category is set against all others. The difference is therefore on the high side; the p-value is not.
+    """
+    if not v.numeric:
+        levels = {level: np.array([value == level for value in v.values]) for level in dict.fromkeys(v.values)}
+        best = max(levels, key=lambda level: float(outcome[levels[level]].mean()))
+        return levels[best], text_of(best)
+    numbers = np.array([np.nan if x is None else float(x) for x in v.values])
+    least = max(2, len(numbers) // 5)
+    cuts = np.unique(numbers[~np.isnan(numbers)])
+    options = []
+    for below, above in itertools.pairwise(cuts):
+        left = numbers <= below
+        size = min(int(left.sum()), int((~left).sum()))
+        gap = float(outcome[left].mean() - outcome[~left].mean())
+        options.append((size >= least, abs(gap), gap, below, above))
+    _, _, gap, below, above = max(options)
+    left = numbers <= below
+    return (left, f"<= {text_of(float(below))}") if gap > 0 else (~left, f">= {text_of(float(above))}")
+
+
+def _interval(outcome: Array, better: NDArray[np.bool_]) -> tuple[float, float]:
+    """90 % percentile bootstrap interval of the difference of means, within the two sides."""
+    rng = np.random.default_rng(0)
+    one, two = outcome[better], outcome[~better]
+    means = [side[rng.integers(0, len(side), (_RESAMPLES, len(side)))].mean(axis=1) for side in (one, two)]
+    low, high = np.percentile(means[0] - means[1], [5, 95])
+    return float(low), float(high)

@@ -1,0 +1,234 @@
+"""Asking and telling: the campaign's Optuna study, as the dashboard shows it.
+
+It holds what was decided; what to propose is drawn by `optimizer.proposer` from its trials alone, so that
+nothing is lost by a kill.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
+from optuna.samplers import RandomSampler
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from optimizer.proposer import CONSTRAINT, VIOLATION, Proposer
+from optimizer.space import Space
+from schema.errors import ConfigError, NotFoundError, TrialError
+from schema.findings import GateVerdict
+from schema.parameters import Parameters, ParameterValue
+from schema.runs import Outcome, RunHistory
+
+_LEGACY = "constraints"  # the only form that optuna-dashboard 0.21 draws
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What to try: the number of its trial, and the searched parameters."""
+
+    number: int
+    parameters: Parameters
+
+
+class CampaignStudy:
+    """One campaign's study. Each process opens its own; one process at a time may ask."""
+
+    def __init__(self, study: optuna.Study, storage: RDBStorage, space: Space, proposer: Proposer) -> None:
+        self.study = study
+        self.storage = storage
+        self._space = space
+        self._proposer = proposer
+        self._study_id = storage.get_study_id_from_name(study.study_name)
+
+    @classmethod
+    def open(cls, name: str, storage_url: str, space: Space, sampler: str, seed: int) -> CampaignStudy:
+        """Create the study of a campaign, or load it.
+
+        Args:
+            name: the campaign's.
+            storage_url: SQLAlchemy URL of Optuna's tables.
+            space: what is searched.
+            sampler: ``tpe``, ``gp`` or ``random``.
+            seed: of the search.
+
+        Raises:
+            ConfigError: no such sampler, or the campaign has searched other kinds of values before.
+        """
+        proposer = Proposer(space, sampler, seed)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else each ask announces its shadow study
+        storage = RDBStorage(storage_url, engine_kwargs=_engine(storage_url))
+        study = optuna.create_study(
+            study_name=name,
+            storage=storage,
+            direction="maximize",
+            load_if_exists=True,
+            sampler=RandomSampler(seed=seed),  # never used: all values are fixed before the ask
+        )
+        _check_unchanged(study, space)
+        return cls(study, storage, space, proposer)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+
+    def ask(self, suggested: Parameters | None = None) -> Proposal:
+        """Open the next trial.
+
+        The same past gives the same proposal, whoever asks. Draws that break a hard rule or repeat an
+        earlier trial are drawn again.
+
+        Args:
+            suggested: searched parameters to run; those left out are chosen by the sampler.
+
+        Raises:
+            ConfigError: the suggestion lies outside the search space, or the rules leave nothing of it.
+        """
+        problems = self._space.problems(suggested or {})
+        if problems:
+            raise ConfigError(f"a suggested setting cannot run: {'; '.join(problems)}; change it or the search space")
+        complete = suggested is not None and set(suggested) == set(self._space.names)
+        drawn = {} if complete else self._proposer.draw(self._trials())
+        self.study.enqueue_trial({**drawn, **(suggested or {})})
+        # One write above holds all values, so a kill from here on leaves nothing half chosen.
+        trial = self.study.ask(self._space.distributions)
+        return Proposal(trial.number, dict(trial.params))
+
+    def running(self) -> list[Proposal]:
+        """Trials that were asked for and have not ended, in order: what a restarted campaign goes on with."""
+        return [self._reopened(t) for t in self._trials(TrialState.RUNNING)]
+
+    def untried(self, settings: Sequence[Parameters]) -> list[Parameters]:
+        """Those of the settings that no trial has had yet."""
+        past = [t.params for t in self._trials()]
+        return [s for s in settings if not any(all(p.get(k) == v for k, v in s.items()) for p in past)]
+
+    def refuse(self, number: int, verdict: GateVerdict) -> None:
+        """End a trial that the gate does not let run; telling it twice changes nothing."""
+        if self._frozen(number).state.is_finished():
+            return
+        for key, value in (("gate", verdict.rule), ("reason", verdict.reason), ("p_fail", verdict.p_fail)):
+            self.note(number, key, value)
+        # A repeat of a good run is no bad setting: it must not push the sampler away from there.
+        self._constrain(number, -VIOLATION if verdict.rule == "known_result" else VIOLATION)
+        self.study.tell(number, state=TrialState.PRUNED)
+
+    def report(self, number: int, epoch: int, quality: float) -> None:
+        """Add an epoch's quality to the trial's learning curve; an epoch told before stays as it is."""
+        trial = self._frozen(number)
+        if not trial.state.is_finished() and epoch not in trial.intermediate_values:
+            optuna.Trial(self.study, self.trial_id(number)).report(quality, epoch)
+
+    def finish(self, number: int, outcome: Outcome, quality: float | None) -> None:
+        """End a trial that ran; telling the same end twice changes nothing.
+
+        Raises:
+            TrialError: the trial has ended in another way before.
+        """
+        state, value = _ending(outcome, quality)
+        trial = self._frozen(number)
+        if trial.state.is_finished():
+            if trial.state is state and (value is None or math.isclose(value, trial.value or 0.0, abs_tol=1e-6)):
+                return
+            raise TrialError(
+                f"trial {number} ended before as {trial.state.name} ({trial.value}) and cannot become {state.name} "
+                f"({value}): Optuna keeps the first; look which process told it"
+            )
+        self.note(number, "outcome", str(outcome))
+        if state is not TrialState.FAIL:
+            self._constrain(number, -VIOLATION if state is TrialState.COMPLETE else VIOLATION)
+        self.study.tell(number, value, state=state)
+
+    def note(self, number: int, key: str, value: Any) -> None:
+        """Keep a JSON value on an open trial, for the dashboard."""
+        if self._frozen(number).user_attrs.get(key) != value:
+            self.storage.set_trial_user_attr(self.trial_id(number), key, value)
+
+    def trial_id(self, number: int) -> int:
+        """Optuna's own id of a trial.
+
+        Raises:
+            NotFoundError: there is no such trial.
+        """
+        try:
+            return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        except KeyError:
+            raise NotFoundError(f"study {self.study.study_name} has no trial {number}: see its trials") from None
+
+    def warm_start(self, history: Sequence[RunHistory]) -> int:
+        """Let the sampler learn from runs of other campaigns; they stay out of the visible study.
+
+        Args:
+            history: runs on the same base model and data set (see `optimizer.history.related`); others
+                are on another scale of quality and would mislead.
+
+        Returns:
+            How many count: those that lie inside today's search space, the newest 300.
+        """
+        return self._proposer.adopt(history)
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self.storage.get_trial(self.trial_id(number))
+
+    def _reopened(self, trial: FrozenTrial) -> Proposal:
+        """An open trial with all its values: a kill may have come between the ask and the last of them."""
+        again = optuna.Trial(self.study, self.trial_id(trial.number))
+        return Proposal(trial.number, {n: _suggest(again, n, d) for n, d in self._space.distributions.items()})
+
+    def _constrain(self, number: int, violation: float) -> None:
+        trial = optuna.Trial(self.study, self.trial_id(number))
+        if CONSTRAINT not in trial.constraints:
+            trial.set_constraint(CONSTRAINT, violation)
+        self.storage.set_trial_system_attr(self.trial_id(number), _LEGACY, [violation])
+
+
+def _check_unchanged(study: optuna.Study, space: Space) -> None:
+    """Optuna lets a span move, but not a parameter change its kind, scale or choices within a study."""
+    for trial in study.get_trials(deepcopy=False):
+        for name in trial.distributions.keys() & space.distributions.keys():
+            try:
+                check_distribution_compatibility(trial.distributions[name], space.distributions[name])
+            except ValueError:
+                raise ConfigError(
+                    f"campaign {study.study_name} has searched {name} with other choices or on another scale before: "
+                    "take the change back, or give the campaign a new name"
+                ) from None
+
+
+def _engine(url: str) -> dict[str, Any]:
+    # A training epoch is long enough for the server to drop an idle connection.
+    return {"pool_pre_ping": True} if url.startswith("sqlite") else {"pool_pre_ping": True, "pool_size": 2}
+
+
+def _ending(outcome: Outcome, quality: float | None) -> tuple[TrialState, float | None]:
+    """State and value of an ended trial. FAIL tells the sampler nothing: the setting may come again."""
+    if outcome.blames_parameters:
+        return TrialState.PRUNED, None
+    if outcome.failed or quality is None:
+        return TrialState.FAIL, None
+    return TrialState.COMPLETE, quality
+
+
+def _suggest(trial: optuna.Trial, name: str, d: BaseDistribution) -> ParameterValue:
+    value: ParameterValue
+    if isinstance(d, FloatDistribution):
+        value = trial.suggest_float(name, d.low, d.high, step=d.step, log=d.log)
+    elif isinstance(d, IntDistribution):
+        value = trial.suggest_int(name, d.low, d.high, step=d.step, log=d.log)
+    elif isinstance(d, CategoricalDistribution):
+        value = trial.suggest_categorical(name, d.choices)
+    return value

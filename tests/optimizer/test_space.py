@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimizer.space import Space
+from schema.errors import ConfigError
+from tests.optimizer.worlds import space_of
+
+WIDE: dict[str, Any] = {
+    "learning_rate": {"low": 1e-5, "high": 1e-1},
+    "network_dim": {"choices": [4, 8, 16, 32, 64]},
+    "train_batch_size": {"low": 1, "high": 4},
+    "conv_dim": {"low": 0, "high": 16},
+    "conv_alpha": {"low": 1, "high": 16},
+    "lr_scheduler": {"choices": ["constant", "cosine"]},
+    "shuffle_caption": {"choices": [True, False]},
+}
+SPACE = space_of(WIDE, fixed={"max_train_epochs": 4}, rules=("conv_alpha <= network_dim",))
+UNITS = st.lists(st.floats(0, 1), min_size=len(WIDE), max_size=len(WIDE)).map(np.array)
+
+
+@given(UNITS)
+def test_every_point_is_a_setting_of_the_space(unit: np.ndarray) -> None:
+    searched = SPACE.at(unit)
+    assert SPACE.problems(searched) == []
+    full = SPACE.complete(searched)
+    assert full["max_train_epochs"] == 4
+    assert SPACE.searched(full) == searched
+    code = SPACE.encode(full)
+    assert code.shape == (len(SPACE.columns),)
+    assert ((code >= 0) & (code <= 1)).all()
+
+
+@given(UNITS)
+def test_a_point_is_found_again_from_its_setting(unit: np.ndarray) -> None:
+    searched = SPACE.at(unit)
+    again = SPACE.at(np.array([SPACE.unit(name, value) for name, value in searched.items()]))
+    for name, value in searched.items():
+        assert again[name] == pytest.approx(value) if isinstance(value, float) else again[name] == value
+
+
+def test_learning_rates_are_searched_by_decades_unless_told_otherwise() -> None:
+    assert SPACE.at(np.full(len(WIDE), 0.5))["learning_rate"] == pytest.approx(1e-3)
+    linear = space_of({"learning_rate": {"low": 0.0, "high": 1.0, "log": False}})
+    assert linear.at(np.array([0.5]))["learning_rate"] == 0.5
+
+
+def test_settings_that_train_alike_have_the_same_key() -> None:
+    base = SPACE.complete({"conv_dim": 0, "conv_alpha": 2.0, "learning_rate": 1e-3})
+    assert SPACE.key(base) == SPACE.key(base | {"conv_alpha": 9.0})
+    assert SPACE.key(base) == SPACE.key(base | {"unet_lr": 1e-3, "text_encoder_lr": 1e-3, "learning_rate": 0.5})
+    assert SPACE.key(base) == SPACE.key(base | {"noise_offset": 0.0, "total_steps": 400})
+    assert SPACE.key(base) != SPACE.key(base | {"seed": 1})
+    assert SPACE.key(base | {"conv_dim": 4}) != SPACE.key(base | {"conv_dim": 4, "conv_alpha": 9.0})
+
+
+def test_parameter_without_effect_is_encoded_the_same() -> None:
+    off = SPACE.complete({"conv_dim": 0, "conv_alpha": 2.0})
+    assert (SPACE.encode(off) == SPACE.encode(off | {"conv_alpha": 16.0})).all()
+    on = off | {"conv_dim": 8}
+    assert (SPACE.encode(on) != SPACE.encode(on | {"conv_alpha": 16.0})).any()
+
+
+def test_numbers_from_outside_the_span_are_not_taken_for_its_border() -> None:
+    column = SPACE.columns.index("learning_rate")
+    far = SPACE.encode(SPACE.complete({"learning_rate": 1.0}))[column]
+    assert 1.0 < far <= 2.0
+
+
+def test_rules_see_fixed_and_default_parameters() -> None:
+    assert SPACE.violations(SPACE.complete({"network_dim": 8, "conv_alpha": 9.0})) != []
+    assert SPACE.violations(SPACE.complete({"network_dim": 16, "conv_alpha": 9.0})) == []
+    with pytest.raises(ConfigError, match=r"change \[fixed\]"):
+        space_of(fixed={"train_batch_size": 8}, rules=("train_batch_size <= 4",))
+
+
+@pytest.mark.parametrize(
+    "setting", [{"network_dim": 5}, {"learning_rate": 1.0}, {"train_batch_size": 1.5}, {"seed": 1}]
+)
+def test_foreign_settings_are_named(setting: dict[str, Any]) -> None:
+    assert next(iter(setting)) in SPACE.problems(setting)[0]
+
+
+def test_space_of_nothing_but_categories_is_encoded_one_column_a_category() -> None:
+    space: Space = space_of({"optimizer_type": {"choices": ["AdamW", "Lion"]}})
+    assert space.encode(space.complete({"optimizer_type": "Lion"})).tolist() == [0.0, 1.0]

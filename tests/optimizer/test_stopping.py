@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+
+from optimizer.stopping import chance_of_gain, remaining_gains, should_stop
+from schema.campaign import StoppingSettings
+from schema.runs import Outcome
+from tests.optimizer.worlds import a_run
+
+SETTINGS = StoppingSettings()
+HISTORY = [a_run(i, {"max_train_epochs": 5}, curve=[20 + i, 40 + i, 55, 58 + i, 60 + i]) for i in range(6)]
+
+
+def test_a_hopeless_trial_stops_with_the_figures() -> None:
+    reason = should_stop([(1, 5.0), (2, 6.0), (3, 7.0)], HISTORY, SETTINGS, 5)
+    assert reason is not None
+    assert "night-005" in reason
+    assert "58.0 points" in reason
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        [],
+        [(1, 2.0)],  # before min_epochs
+        [(1, 30.0), (2, 45.0)],  # on the way of the others
+        [(1, 30.0), (2, 80.0)],  # the best already
+        [(e, 5.0) for e in range(1, 6)],  # at its end anyway
+    ],
+)
+def test_others_go_on(curve: list[tuple[int, float]]) -> None:
+    assert should_stop(curve, HISTORY, SETTINGS, 5) is None
+
+
+def test_nothing_stops_without_evidence_or_when_switched_off() -> None:
+    bad = [(1, 5.0), (2, 6.0), (3, 7.0)]
+    assert should_stop(bad, HISTORY[:2], SETTINGS, 5) is None
+    assert should_stop(bad, HISTORY, StoppingSettings(enabled=False), 5) is None
+    crashed = [a_run(i, {"max_train_epochs": 5}, outcome=Outcome.CRASHED, curve=[50, 60]) for i in range(9)]
+    assert should_stop(bad, crashed, SETTINGS, 5) is None
+
+
+def test_gains_are_compared_at_the_same_share_of_the_run() -> None:
+    assert remaining_gains(HISTORY[:1], 2, 5) == [20.0]
+    assert remaining_gains(HISTORY[:1], 4, 10) == [20.0]
+    assert remaining_gains([a_run(0, {}, outcome=Outcome.STOPPED_EARLY, curve=[1, 2, 3])], 1, 3) == []
+
+
+def test_chance_falls_with_what_is_missing_and_is_never_sure_from_few_runs() -> None:
+    chances = [chance_of_gain([1.0, 2.0, 3.0], needed) for needed in (0, 1, 5, 20, 60)]
+    assert chances[0] == 1.0
+    assert chances == sorted(chances, reverse=True)
+    assert chance_of_gain([1.0, 2.0, 3.0], 5.0) > chance_of_gain([1.0, 2.0, 3.0] * 5, 5.0) > 0
