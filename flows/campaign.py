@@ -7,23 +7,29 @@ then asks for new ones: killing it at any moment costs at most part of an epoch.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
-from prefect import flow
+from prefect import flow, runtime
 
 from flows import progress
 from flows.analysis import analysis
 from flows.epoch import draw, measure_epoch
 from flows.trial import trial
-from flows.wiring import Context, open_campaign
+from flows.wiring import Context, open_campaign, session
 from optimizer.budget import spent
 from optimizer.study import Proposal
-from schema.campaign import Budget, campaign_json
+from schema.campaign import Budget, campaign_json, load_campaign
 from schema.errors import NotFoundError
 from schema.findings import Decision, GateVerdict, Prediction, RefusedProposal
 from schema.runs import RunHistory, refusal_uid
 
 
-@flow(name="campaign", flow_run_name="campaign {campaign_file}")
+def _run_name() -> str:
+    file = load_campaign(Path(runtime.flow_run.parameters["campaign_file"]))
+    return f"campaign {file.campaign.name}"
+
+
+@flow(name="campaign", flow_run_name=_run_name)
 def campaign(campaign_file: str, home: str, trials: int | None = None) -> str:
     """Run or resume a campaign.
 
@@ -35,8 +41,13 @@ def campaign(campaign_file: str, home: str, trials: int | None = None) -> str:
     Returns:
         Why it ended.
     """
-    context = open_campaign(campaign_file, home)
-    budget = context.file.budget.changed(**({"trials": trials} if trials else {}))
+    with session():
+        context = open_campaign(campaign_file, home)
+        budget = context.file.budget.changed(**({"trials": trials} if trials else {}))
+        return _night(context, budget)
+
+
+def _night(context: Context, budget: Budget) -> str:
     _begin(context)
     _resume(context, budget)
     while (reason := _spent(context, budget)) is None:
@@ -51,7 +62,7 @@ def campaign(campaign_file: str, home: str, trials: int | None = None) -> str:
 def _begin(context: Context) -> None:
     """Register the campaign, learn from earlier ones, and measure the base model once."""
     _save(context, "running")
-    adopted = context.study.warm_start(_related(context))
+    adopted = context.study.warm_start([h for h in context.related() if h.run.campaign != context.name])
     if adopted:
         progress.listener.message(f"{adopted} earlier runs on the same model and data are taken into account")
     if context.base() is None:
@@ -59,10 +70,6 @@ def _begin(context: Context) -> None:
         result = measure_epoch(context, stand_in, 0, draw(context, None, None, 0))
         _save(context, "running", base=result.model_dump(mode="json"))
         progress.listener.message(f"base model without a LoRA: quality {progress.score(result.quality)}")
-
-
-def _related(context: Context) -> list[RunHistory]:
-    return [h for h in context.store.history() if h.run.campaign != context.name]
 
 
 def _resume(context: Context, budget: Budget) -> None:
@@ -96,10 +103,9 @@ def propose(context: Context) -> int:
 
 
 def _judge(context: Context, proposal: Proposal, skips: int) -> tuple[GateVerdict, Prediction]:
-    history = context.store.history()
     parameters = context.space.complete(proposal.parameters)
-    prediction = context.surrogate(history).predict(parameters)
-    return context.gate.judge(parameters, prediction, history, proposal.number, skips), prediction
+    prediction = context.surrogate(context.store.history()).predict(parameters)
+    return context.gate.judge(parameters, prediction, context.related(), proposal.number, skips), prediction
 
 
 def _accept(context: Context, proposal: Proposal, verdict: GateVerdict, prediction: Prediction) -> None:

@@ -171,9 +171,8 @@ def predict(
     """
     with _context(home, campaign) as context:
         parameters = context.space.complete(_settings(settings))
-        history = context.store.history()
-        prediction = context.surrogate(history).predict(parameters)
-        verdict = context.gate.judge(parameters, prediction, history, number=0, skips_in_a_row=0)
+        prediction = context.surrogate(context.store.history()).predict(parameters)
+        verdict = context.gate.judge(parameters, prediction, context.related(), number=0, skips_in_a_row=0)
     if as_json:
         _json({"prediction": prediction.model_dump(mode="json"), "verdict": verdict.model_dump(mode="json")})
         return
@@ -263,10 +262,8 @@ def _services(home: Path) -> Iterator[Services]:
         raise NotFoundError(
             f"no pixelloop home at {home}: give --home, or start one with 'pixelloop run campaign.toml'"
         )
-    try:
+    with wiring.session():
         yield wiring.open_home(str(home))
-    finally:
-        wiring.close_all()
 
 
 @contextlib.contextmanager
@@ -288,25 +285,22 @@ def _run_campaign(campaign_file: Path, home: Path, trials: int | None) -> None:
     from schema.campaign import load_campaign
     from tasks.home import Home
 
-    load_campaign(campaign_file)  # wrong files are told before anything is started
-    place = Home.at(home)
-    with progress.TerminalListener(out) as listener:
+    name = load_campaign(campaign_file).campaign.name  # wrong files are told before anything is started
+    with progress.TerminalListener(out) as listener, wiring.session():
         progress.listener = listener
         listener.message(f"pixelloop in [bold]{home}[/]: starting database and Prefect server")
-        try:
-            services = wiring.open_home(str(home))
-            with prefect_server(place.prefect, services.prefect_url) as url:
-                listener.message(f"Prefect: {url.removesuffix('/api')}   dashboard: pixelloop dashboard --home {home}")
-                from flows.campaign import campaign
+        services = wiring.open_home(str(home))
+        with prefect_server(Home.at(home).prefect, services.prefect_url) as url:
+            listener.message(f"Prefect: {url.removesuffix('/api')}   dashboard: pixelloop dashboard --home {home}")
+            from flows.campaign import campaign
 
-                campaign(str(campaign_file.resolve()), str(place.root), trials)
-        except KeyboardInterrupt:
-            listener.message(f"interrupted; go on with: [bold]pixelloop resume --home {home}[/]")
-            raise
-        finally:
-            wiring.close_all()
-    status(home=home, campaign=load_campaign(campaign_file).campaign.name)
-    _closing_words(home, load_campaign(campaign_file).campaign.name)
+            try:
+                campaign(str(campaign_file.resolve()), str(Home.at(home).root), trials)
+            except KeyboardInterrupt:
+                listener.message(f"interrupted; go on with: [bold]pixelloop resume --home {home}[/]")
+                raise
+    status(home=home, campaign=name)
+    _closing_words(home, name)
 
 
 def _closing_words(home: Path, campaign: str) -> None:

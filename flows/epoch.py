@@ -98,8 +98,7 @@ def keep(context: Context, run: TrainingRun, result: EpochResult) -> str | None:
             context.study.study, run.number, context.home.artifacts, context.home.absolute(result.sample_sheet)
         )
     progress.listener.measured(result)
-    history = context.store.history()
     curve = RunHistory(run=run, epochs=tuple(context.store.epochs(run.uid))).curve
     total = run.all_parameters["max_train_epochs"]
-    others = [h for h in history if h.run.uid != run.uid]
+    others = [h for h in context.related() if h.run.uid != run.uid]
     return should_stop(curve, others, context.file.stopping, int(total or 1))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer.gate import Gate
+from optimizer.history import related
 from optimizer.space import Space
 from optimizer.study import CampaignStudy
 from optimizer.surrogate import Surrogate
@@ -77,6 +79,7 @@ class Services:
 
 _homes: dict[Path, Services] = {}
 _campaigns: dict[tuple[Path, Path], Context] = {}
+_sessions: list[None] = []
 
 
 def open_home(home: str) -> Services:
@@ -134,6 +137,10 @@ class Context:
     def folder(self, number: int) -> TrialFolder:
         """Folder of a trial."""
         return self.home.trial(self.name, number)
+
+    def related(self) -> list[RunHistory]:
+        """All runs on this base model and data set, of any campaign: what decisions compare with."""
+        return related(self.store.history(), self.file.base_model, self.dataset)
 
     def surrogate(self, history: Sequence[RunHistory]) -> Surrogate:
         """A model of what is known so far."""
@@ -202,8 +209,20 @@ def _open_campaign(path: Path, home: str) -> Context:
     return Context(services, file, path, space, suite, study, gate, fingerprint)
 
 
-def close_all() -> None:
-    """Forget what was opened and stop what nobody else uses: called once, when a program ends."""
+@contextlib.contextmanager
+def session() -> Iterator[None]:
+    """Whatever is opened inside is closed when the outermost session of the process ends."""
+    _sessions.append(None)
+    try:
+        yield
+    finally:
+        _sessions.pop()
+        if not _sessions:
+            _close_all()
+
+
+def _close_all() -> None:
+    """Forget what was opened and stop what nobody else uses."""
     for context in _campaigns.values():
         context.study.close()
     _campaigns.clear()

@@ -84,7 +84,7 @@ class Parameter(Frozen):
         """
         if value is None:
             return None
-        result = self._typed(value)
+        result = self.typed(value)
         if self.choices and result not in self.choices:
             raise ConfigError(f"{self.name} must be one of {', '.join(self.choices)}, but got {value!r}")
         if isinstance(result, int | float) and not self._low <= result <= self._high:
@@ -99,7 +99,12 @@ class Parameter(Frozen):
     def _high(self) -> float:
         return math.inf if self.high is None else self.high
 
-    def _typed(self, value: Any) -> ParameterValue:
+    def typed(self, value: Any) -> ParameterValue:
+        """The value in the parameter's own type, whatever its range.
+
+        Raises:
+            ConfigError: it is of another type.
+        """
         wanted = _TYPES[self.kind]
         if self.kind is Kind.FLOAT and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
@@ -259,13 +264,22 @@ def parse_setting(text: str) -> tuple[str, ParameterValue]:
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
         raise ConfigError(f"write a setting as name=value, but got {text!r}")
+    return name, parameter(name).check(parse_value(name, value))
+
+
+def parse_value(name: str, text: str) -> ParameterValue:
+    """A parameter's value written as text, in the parameter's own type; its range is not looked at.
+
+    Raises:
+        ConfigError: unknown name, or text of another type.
+    """
     spec = parameter(name)
     if spec.kind is Kind.STR:
-        return name, spec.check(value)
+        return text
     try:
-        return name, spec.check(json.loads(value.lower()))
+        return spec.typed(json.loads(text.lower()))
     except json.JSONDecodeError:
-        raise ConfigError(f"{name} must be of type {spec.kind}, but got {value!r}") from None
+        raise ConfigError(f"{name} must be of type {spec.kind}, but got {text!r}") from None
 
 
 def markdown_table() -> str:

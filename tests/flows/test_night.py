@@ -87,12 +87,10 @@ def rows(night: Night, sql: str) -> list[tuple[object, ...]]:
     """Ask the database directly; the home's server is started for it."""
     from flows import wiring
 
-    try:
+    with wiring.session():
         services = wiring.open_home(str(night.folder))
         with psycopg.connect(services.database_url) as connection:
             return connection.execute(sql.encode()).fetchall()
-    finally:
-        wiring.close_all()
 
 
 def test_ctrl_c_ends_with_the_command_that_goes_on(night: Night) -> None:
