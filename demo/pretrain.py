@@ -20,6 +20,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -268,7 +269,8 @@ def _report(step: int, name: str, loss: Tensor, **more: Tensor) -> None:
 
 def _save_part(model: nn.Module, folder: Path) -> None:
     """Save a part's weights in half precision."""
-    copy.deepcopy(model).to(torch.float16).save_pretrained(folder)
+    half: Any = copy.deepcopy(model).to(torch.float16)
+    half.save_pretrained(folder)
 
 
 def _save_frame(out: Path, tokenizer: CLIPTokenizer) -> None:

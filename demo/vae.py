@@ -14,6 +14,7 @@ left to learn. The analysis is written into the layers of the ordinary class:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -108,7 +109,8 @@ def _components(x: Tensor, count: int, whitening: float = 0.0) -> Tensor:
     samples = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).double()
     variances, vectors = torch.linalg.eigh(torch.cov(samples.T))
     top = vectors.flip(1)[:, :count].T
-    return (top * variances.flip(0)[:count, None] ** -whitening).float()
+    scaled: Tensor = top * variances.flip(0)[:count, None] ** -whitening
+    return scaled.float()
 
 
 def _project(conv: nn.Conv2d, rows: Tensor, inputs: int) -> None:
@@ -127,5 +129,6 @@ def _zero(layer: nn.Module) -> None:
         parameter.zero_()
 
 
-def _residual_blocks(module: nn.Module) -> list[nn.Module]:
+def _residual_blocks(module: nn.Module) -> list[Any]:
+    """Its residual blocks, of a class of diffusers that has no types."""
     return [m for m in module.modules() if type(m).__name__ == "ResnetBlock2D"]

@@ -80,7 +80,7 @@ def measure_epoch(context: Context, run: TrainingRun, epoch_number: int, picture
         sample_sheet=context.home.relative(folder.sheet(epoch_number)),
         quantitative_metrics=metrics,
         diagnosed_issues=issues,
-        recommendations=tuple(issue.recommendation for issue in issues),
+        recommendations=tuple(dict.fromkeys(issue.recommendation for issue in issues)),
         created_at=datetime.now(UTC),
     )
 

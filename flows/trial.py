@@ -95,7 +95,7 @@ def _finish(context: Context, run: TrainingRun) -> str:
         status=RunStatus.FINISHED,
         finished_at=datetime.now(UTC),
         root_cause_diagnosis=diagnoses,
-        recommended_next_steps=tuple(d.recommendation for d in diagnoses),
+        recommended_next_steps=tuple(dict.fromkeys(d.recommendation for d in diagnoses)),
     )
     context.store.save_run(run)
     outcome = run.outcome or Outcome.CRASHED

@@ -68,7 +68,7 @@ class RefusedProposal(Frozen):
 class Diagnosis(Frozen):
     """One problem found in a run or epoch, its likely cause and what to change."""
 
-    issue: str = Field(description="photorealistic, wrong_background, two_toned_hair, missing_crown, ...")
+    issue: str = Field(description="collapsed, photorealistic, wrong_background, two_toned_hair, missing_crown, ...")
     category: str = Field(description="architecture | captions | dynamics | data | progression | resources")
     severity: float = Field(ge=0, le=1, description="how far the measurement is from good")
     cause: str = Field(description="likely cause, one sentence")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,21 @@ from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
 
 
+def remove(server: EmbeddedPostgres) -> None:
+    """Stop a server and delete its data: as root it lies in a system folder that outlives the test's own."""
+    server.stop()
+    if (server.root / "state.json").exists():
+        data = server.root / json.loads((server.root / "state.json").read_text())["data"]
+        shutil.rmtree(data.parent)
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
     """A running server of this test session's own."""
     server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
     server.start()
     yield server
-    server.stop()
+    remove(server)
 
 
 @pytest.fixture(scope="session")

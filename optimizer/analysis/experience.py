@@ -114,6 +114,19 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
         _Experience("so low a learning rate learns nothing", "raise learning_rate", "learning_rate < 0.00005"),
         _Experience("no single parameter stands out", "go back to the best run's setting and change one parameter"),
     ),
+    "collapsed": (
+        _Experience(
+            "so high a learning rate destroys what the base model knew",
+            "lower learning_rate tenfold",
+            "learning_rate >= 0.001",
+        ),
+        _Experience(
+            "alpha above rank multiplies the learning rate",
+            "set network_alpha to network_dim or less",
+            "network_alpha > network_dim",
+        ),
+        _Experience("the steps are too large for this training", "lower learning_rate threefold"),
+    ),
     "bad_data": (
         _Experience("the data set cannot be trained on", "mend the pictures or captions that the message names"),
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from optimizer.history import best_quality
+from optimizer.history import best_quality, judged_epoch
 from optimizer.objective import CurveState, best_epoch, curve_state
 from schema.runs import EpochMetrics, Outcome, PictureMetrics, RunHistory
 
@@ -14,6 +14,7 @@ _LATE_FALL = 5.0  # quality points
 _LATE_GAIN = 2.0
 _SHARP = 40.0
 _PALETTE = 60.0
+_COLLAPSED = 5.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ def picture_issues(metrics: EpochMetrics) -> tuple[Issue, ...]:
     """What is wrong with an epoch's pictures, worst first; nothing where nothing could be measured."""
     if metrics.mean is None:
         return ()
+    if collapsed(metrics):  # noise or emptiness has every other fault as well: naming them would hide this one
+        text = f"no figure to be seen: colours {metrics.mean.colour:.0f}, style {metrics.mean.style:.0f} of 100"
+        return (_issue("collapsed", "dynamics", 1.0, text),)
     found = [
         _photorealistic(metrics, metrics.mean),
         _colour("wrong_background", "background", metrics.mean.background_accuracy),
@@ -42,11 +46,17 @@ def picture_issues(metrics: EpochMetrics) -> tuple[Issue, ...]:
     return _sorted([issue for issue in found if issue is not None])
 
 
+def collapsed(metrics: EpochMetrics) -> bool:
+    """Whether the pictures show noise or nothing: no promised colour is anywhere."""
+    return metrics.mean is not None and metrics.mean.colour is not None and metrics.mean.colour < _COLLAPSED
+
+
 def run_issues(run: RunHistory, failed_quality: float) -> tuple[Issue, ...]:
     """What is wrong with a run as a whole: how it ended, and the shape of its learning curve."""
     found = [issue for issue in (_ending(run), _shape(run)) if issue is not None]
-    best = best_quality(run)
-    if best is not None and best < failed_quality and not (run.run.outcome and run.run.outcome.failed):
+    best, judged = best_quality(run), judged_epoch(run)
+    named = bool(run.run.outcome and run.run.outcome.failed) or (judged and collapsed(judged.quantitative_metrics))
+    if best is not None and best < failed_quality and not named:
         text = f"best quality {best:.1f} (a run below {failed_quality:g} counts as failed)"
         found.append(Issue("low_quality", "dynamics", 1 - best / max(failed_quality, 1e-9) * 0.5, text))
     return _sorted(found)

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from schema.base import Frozen
 from schema.errors import ConfigError
 from schema.findings import Analysis, Hypothesis, RefusedProposal
-from schema.parameters import ParameterValue, parse_setting
+from schema.parameters import ParameterValue, parse_value
 from schema.runs import EpochResult, RunHistory, TrainingRun
 
 
@@ -23,6 +23,17 @@ class CampaignRecord(Frozen):
     status: str
     end_reason: str | None = None
     created_at: datetime
+    finished_at: datetime | None = None
+
+
+class EpochColours(Frozen):
+    """How true an epoch's colours were, 0-100; None where no picture promised or showed such a colour."""
+
+    epoch_number: int
+    colour: float | None = None
+    background_accuracy: float | None = None
+    hair_accuracy: float | None = None
+    crown_accuracy: float | None = None
 
 
 class Condition(Frozen):
@@ -43,7 +54,7 @@ class Condition(Frozen):
         if match is None:
             raise ConfigError(f"write a condition as 'network_dim > 32', but got {text!r}")
         name, operator, value = match.groups()
-        return cls(parameter=name, operator=operator, value=parse_setting(f"{name}={value}")[1])
+        return cls(parameter=name, operator=operator, value=parse_value(name, value))
 
 
 class Store(Protocol):
@@ -55,7 +66,7 @@ class Store(Protocol):
     """
 
     def save_campaign(self, name: str, settings: dict[str, Any], status: str, end_reason: str | None = None) -> None:
-        """Insert or replace a campaign."""
+        """Insert or replace a campaign; it counts as finished from the first save with a reason to end."""
 
     def campaigns(self) -> list[CampaignRecord]:
         """All campaigns, oldest first."""
@@ -77,6 +88,9 @@ class Store(Protocol):
 
     def epochs(self, run_uid: uuid.UUID) -> list[EpochResult]:
         """Epochs of a run in order."""
+
+    def colour_by_epoch(self, run_uid: uuid.UUID) -> list[EpochColours]:
+        """Colour accuracy of a run's epochs in order."""
 
     def history(self, campaign: str | None = None) -> list[RunHistory]:
         """Runs with their epochs, oldest first."""

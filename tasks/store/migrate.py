@@ -20,7 +20,11 @@ declare
 begin
     foreach r in array array['anon', 'authenticated', 'service_role'] loop
         if not exists (select from pg_roles where rolname = r) then
-            execute format('create role %I nologin', r);
+            begin
+                -- row level security without a policy lets nobody in but a role that bypasses it
+                execute format('create role %I nologin %s', r, case r when 'service_role' then 'bypassrls' else '' end);
+            exception when duplicate_object or unique_violation then null; -- another database's migration was faster
+            end;
         end if;
     end loop;
 end
@@ -45,7 +49,7 @@ def migrate(url: str) -> list[str]:
 
     Raises:
         StoreUnavailableError: no connection.
-        StoreError: a file failed; it and the later ones were not applied.
+        StoreError: a file failed, so it and the later ones were not applied; or the user may not change the database.
     """
     applied = []
     try:
@@ -61,6 +65,10 @@ def migrate(url: str) -> list[str]:
                     applied.append(name)
     except psycopg.OperationalError as error:
         raise StoreUnavailableError(f"the database cannot be reached: {str(error).splitlines()[0]}") from error
+    except psycopg.Error as error:
+        raise StoreError(
+            f"the database cannot be set up: {str(error).splitlines()[0]}; let its owner or a superuser migrate it once"
+        ) from error
     return applied
 
 

@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import math
+import threading
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
+from pydantic import ValidationError
 
 from schema.base import Frozen
 from schema.errors import NotFoundError, StoreError, StoreUnavailableError
 from schema.findings import Analysis, Hypothesis, RefusedProposal
 from schema.runs import EpochResult, RunHistory, TrainingRun
-from tasks.store.base import CampaignRecord, Condition
+from tasks.store.base import CampaignRecord, Condition, EpochColours
 
 Record = TypeVar("Record", bound=Frozen)
+Answer = TypeVar("Answer")
 Query = sql.SQL | sql.Composed
+Connection = psycopg.Connection[dict[str, Any]]
 
 _RUN = tuple(TrainingRun.model_fields)
 _EPOCH = tuple(name for name in EpochResult.model_fields if name != "run_uid")
 _TEXT_ARRAYS = {"recommended_next_steps", "recommendations"}
 _OPERATORS = {"==": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+_SAVE_CAMPAIGN = """
+insert into public.campaigns as kept (name, settings, status, end_reason, finished_at)
+values (%s, %s, %s, %s, case when %s::text is not null then now() end)
+on conflict (name) do update set
+    settings = excluded.settings, status = excluded.status, end_reason = excluded.end_reason,
+    finished_at = case when excluded.end_reason is not null then coalesce(kept.finished_at, excluded.finished_at) end
+"""
+_COLOUR_BY_EPOCH = """
+select e.epoch_number,
+    (e.quantitative_metrics->'mean'->>'colour')::float as colour,
+    (e.quantitative_metrics->'mean'->>'background_accuracy')::float as background_accuracy,
+    (e.quantitative_metrics->'mean'->>'hair_accuracy')::float as hair_accuracy,
+    (e.quantitative_metrics->'mean'->>'crown_accuracy')::float as crown_accuracy
+from public.epoch_results e join public.training_runs r on r.id = e.training_run_id
+where r.uid = %s and e.quantitative_metrics is not null
+order by e.epoch_number
+"""
 _AWAY = (psycopg.OperationalError, psycopg.InterfaceError)
 
 
@@ -33,18 +54,19 @@ class PostgresStore:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._connection: psycopg.Connection[dict[str, Any]] | None = None
+        self._connection: Connection | None = None
+        self._lock = threading.RLock()  # one thread must not close what another has just opened again
 
     def close(self) -> None:
         """Let go of the connection; the next call opens a new one."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
     def save_campaign(self, name: str, settings: dict[str, Any], status: str, end_reason: str | None = None) -> None:
-        """Insert or replace a campaign."""
-        row = {"name": name, "settings": _json(settings), "status": status, "end_reason": end_reason}
-        self._upsert("campaigns", row, key=("name",))
+        """Insert or replace a campaign; it counts as finished from the first save with a reason to end."""
+        self._do(sql.SQL(_SAVE_CAMPAIGN), [name, _json(settings), status, end_reason, end_reason])
 
     def campaigns(self) -> list[CampaignRecord]:
         """All campaigns, oldest first."""
@@ -101,6 +123,10 @@ class PostgresStore:
         """Epochs of a run in order."""
         return self._epochs(sql.SQL("r.uid = %s"), [run_uid])
 
+    def colour_by_epoch(self, run_uid: uuid.UUID) -> list[EpochColours]:
+        """Colour accuracy of a run's epochs in order."""
+        return _records(EpochColours, self._ask(sql.SQL(_COLOUR_BY_EPOCH), [run_uid]))
+
     def history(self, campaign: str | None = None) -> list[RunHistory]:
         """Runs with their epochs, oldest first."""
         epochs: dict[uuid.UUID, list[EpochResult]] = {}
@@ -118,12 +144,17 @@ class PostgresStore:
 
     def save_hypotheses(self, hypotheses: Sequence[Hypothesis]) -> None:
         """Make these the campaign's proposed experiments; those no longer proposed are dropped."""
-        for campaign in {h.campaign for h in hypotheses}:
-            kept = [h.uid for h in hypotheses if h.campaign == campaign]
-            statement = "delete from public.hypotheses where campaign = %s and state = 'proposed' and uid <> all(%s)"
-            self._do(sql.SQL(statement), [campaign, kept])
-        for hypothesis in hypotheses:
-            self._upsert("hypotheses", _row(hypothesis, Hypothesis.model_fields), key=("uid",))
+        proposed = sql.SQL("campaign = any(%s) and state = 'proposed' and uid <> all(%s)")
+        kept = [[h.campaign for h in hypotheses], [h.uid for h in hypotheses]]
+        upserts = [_upsert("hypotheses", _row(h, Hypothesis.model_fields), key=("uid",)) for h in hypotheses]
+
+        def replace(connection: Connection) -> None:
+            with connection.transaction():  # a reader sees the old ones or the new, never none
+                connection.execute(sql.SQL("delete from public.hypotheses where {}").format(proposed), kept)
+                for statement, values in upserts:
+                    connection.execute(statement, values)
+
+        self._attempt(replace)
 
     def hypotheses(self, campaign: str) -> list[Hypothesis]:
         """Next experiments, the first priority first."""
@@ -167,47 +198,54 @@ class PostgresStore:
         return _records(model, self._ask(query, [campaign]))
 
     def _upsert(self, table: str, row: Mapping[str, Any], key: Sequence[str]) -> None:
-        changed = [name for name in row if name not in key]
-        statement = sql.SQL("insert into {} ({}) values ({}) on conflict ({}) do update set {}").format(
-            sql.Identifier("public", table),
-            sql.SQL(", ").join(map(sql.Identifier, row)),
-            sql.SQL(", ").join(sql.Placeholder() * len(row)),
-            sql.SQL(", ").join(map(sql.Identifier, key)),
-            sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in changed),
-        )
-        self._do(statement, list(row.values()))
+        self._do(*_upsert(table, row, key))
 
     def _do(self, statement: Query, values: Sequence[Any]) -> None:
-        self._execute(statement, values)
+        self._attempt(lambda connection: connection.execute(statement, values))
 
     def _ask(self, query: Query, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        return self._execute(query, values).fetchall()
+        return self._attempt(lambda connection: connection.execute(query, values).fetchall())
 
-    def _execute(self, query: Query, values: Sequence[Any]) -> psycopg.Cursor[dict[str, Any]]:
+    def _attempt(self, work: Callable[[Connection], Answer]) -> Answer:
+        """Do work that may be repeated as a whole, once more if the server has restarted meanwhile."""
         try:
-            try:
-                return self._open().execute(query, values)
-            except _AWAY:
-                self.close()  # the server may have restarted: every statement can be repeated
-                return self._open().execute(query, values)
+            with self._lock:
+                try:
+                    return work(self._open())
+                except _AWAY:
+                    self.close()
+                    return work(self._open())
         except _AWAY as error:
             raise StoreUnavailableError(f"the database cannot be reached: {_first_line(error)}") from error
         except psycopg.Error as error:
             raise StoreError(f"the database refused: {_first_line(error)}") from error
 
-    def _open(self) -> psycopg.Connection[dict[str, Any]]:
+    def _open(self) -> Connection:
         if self._connection is None or self._connection.closed:
             self._connection = psycopg.connect(self._url, autocommit=True, row_factory=dict_row, connect_timeout=10)
         return self._connection
 
 
+def _upsert(table: str, row: Mapping[str, Any], key: Sequence[str]) -> tuple[Query, list[Any]]:
+    """A statement that inserts a row or replaces the one with the same key, and its values."""
+    changed = [name for name in row if name not in key]
+    statement = sql.SQL("insert into {} ({}) values ({}) on conflict ({}) do update set {}").format(
+        sql.Identifier("public", table),
+        sql.SQL(", ").join(map(sql.Identifier, row)),
+        sql.SQL(", ").join(sql.Placeholder() * len(row)),
+        sql.SQL(", ").join(map(sql.Identifier, key)),
+        sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in changed),
+    )
+    return statement, list(row.values())
+
+
 def _row(record: Frozen, names: Iterable[str]) -> dict[str, Any]:
     """A record as column values: nested data as JSON, text tuples as arrays."""
-    data = record.model_dump(mode="json")
+    data = _finite(record.model_dump(mode="json"))
     row: dict[str, Any] = {}
     for name in names:
         value = data[name]
-        row[name] = _json(value) if isinstance(value, dict | list) and name not in _TEXT_ARRAYS else value
+        row[name] = Jsonb(value) if isinstance(value, dict | list) and name not in _TEXT_ARRAYS else value
     return row
 
 
@@ -227,8 +265,24 @@ def _finite(value: Any) -> Any:
 
 
 def _records(model: type[Record], rows: Iterable[Mapping[str, Any]]) -> list[Record]:
-    """Rows as records; a column that is null takes the field's default."""
-    return [model.model_validate({k: v for k, v in row.items() if v is not None}) for row in rows]
+    """Rows as records; a column that is null takes the field's default.
+
+    Raises:
+        StoreError: a row was changed to what we cannot read.
+    """
+    return [_record(model, {k: v for k, v in row.items() if v is not None}) for row in rows]
+
+
+def _record(model: type[Record], row: Mapping[str, Any]) -> Record:
+    try:
+        return model.model_validate(row)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        which = row.get("run_name") or row.get("uid") or row.get("name") or row.get("campaign")
+        column = ".".join(map(str, first["loc"]))
+        raise StoreError(
+            f"{model.__name__} {which} cannot be read: {column}: {first['msg']}; mend that row in the database"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -27,6 +27,7 @@ def epoch_issues(found: EpochMetrics) -> set[str]:
         (metrics(shares={"crown_share": 0.1}), "missing_crown"),
         (metrics(palette_score=10.0, palette_size=400), "noisy_palette"),
         (metrics(edge_sharpness=10.0), "blurred"),
+        (metrics(colour=0.0, photorealism=90.0, edge_sharpness=10.0, background_accuracy=0.0), "collapsed"),
     ],
 )
 def test_each_issue_is_found_alone(found: EpochMetrics, issue: str) -> None:

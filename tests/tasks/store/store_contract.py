@@ -19,8 +19,8 @@ from schema.findings import (
     Prediction,
     RefusedProposal,
 )
-from schema.runs import EpochMetrics, EpochResult, Outcome, RunStatus, TrainingRun, epoch_uid, run_uid
-from tasks.store.base import Condition, Store
+from schema.runs import EpochMetrics, EpochResult, Outcome, PictureMetrics, RunStatus, TrainingRun, epoch_uid, run_uid
+from tasks.store.base import Condition, EpochColours, Store
 
 HOME = uuid.UUID(int=7)
 START = datetime(2026, 11, 24, 22, 0, tzinfo=UTC)
@@ -102,6 +102,26 @@ class StoreContract:
         with pytest.raises(NotFoundError, match="not in the store"):
             store.save_epoch(make_epoch(make_run(0), 1))
 
+    def test_what_is_no_number_is_kept_as_missing(self, store: Store) -> None:
+        run = make_run(0)
+        store.save_run(run)
+        store.save_epoch(make_epoch(run, 1).model_copy(update={"train_loss": float("nan")}))
+        assert store.epochs(run.uid)[0].train_loss is None
+
+    def test_colours_are_told_epoch_by_epoch(self, store: Store) -> None:
+        run = make_run(0)
+        store.save_run(run)
+        store.save_epoch(make_epoch(run, 2))
+        mean = PictureMetrics(
+            background_accuracy=90.0, hair_accuracy=30.5, colour=60.25, edge_sharpness=1, pixel_art_purity=1,
+            palette_size=9, palette_score=1, dithering_score=1, photorealism=1, grid_confidence=1, style=1, overall=1,
+        )  # fmt: skip
+        store.save_epoch(make_epoch(run, 1).changed(quantitative_metrics=EpochMetrics(mean=mean)))
+        assert store.colour_by_epoch(run.uid) == [
+            EpochColours(epoch_number=1, colour=60.25, background_accuracy=90.0, hair_accuracy=30.5),
+            EpochColours(epoch_number=2),
+        ]
+
     def test_history_holds_runs_and_epochs_in_order(self, store: Store) -> None:
         for number in (1, 0):
             run = make_run(number)
@@ -142,6 +162,11 @@ class StoreContract:
         (record,) = store.campaigns()
         assert (record.name, record.settings, record.status) == ("night", {"trials": 9}, "finished")
         assert record.end_reason == "budget spent"
+        assert record.finished_at is not None
+        store.save_campaign("night", {"trials": 9}, "finished", "budget spent")
+        assert store.campaigns() == [record]
+        store.save_campaign("night", {"trials": 12}, "running")
+        assert store.campaigns()[0].finished_at is None
 
     def test_refusals_come_back_in_order(self, store: Store) -> None:
         for number in (3, 1):

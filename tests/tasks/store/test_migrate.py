@@ -7,6 +7,7 @@ import psycopg
 import pytest
 
 from schema.errors import StoreError
+from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
 from tasks.store.postgres import PostgresStore
 from tests.tasks.store.store_contract import make_epoch, make_run
@@ -60,6 +61,61 @@ def test_a_users_tables_keep_every_row_and_column(empty_url: str) -> None:
     store.save_epoch(make_epoch(make_run(0), 1))
     assert len(store.history()[0].epochs) == 1
     store.close()
+
+
+def test_a_users_table_that_demands_its_own_columns_takes_our_rows(empty_url: str) -> None:
+    with psycopg.connect(empty_url) as connection:
+        connection.execute(
+            "create table training_runs (id serial primary key, run_name text not null, network_dim int not null,"
+            " best_epoch int not null default 0);"
+            "insert into training_runs (run_name, network_dim) values ('sprites v7', 64)"
+        )
+    migrate(empty_url)
+    store = PostgresStore(empty_url)
+    store.save_run(make_run(0))
+    assert store.runs() == [make_run(0)]
+    store.close()
+    assert query(empty_url, "select network_dim from training_runs order by id") == [(64,), (None,)]
+
+
+def test_a_users_repeated_epochs_are_kept_and_ours_are_single(empty_url: str) -> None:
+    with psycopg.connect(empty_url) as connection:
+        connection.execute(USERS_TABLES)
+        connection.execute("insert into epoch_results (training_run_id, epoch_number) values (1, 7)")
+    migrate(empty_url)
+    assert query(empty_url, "select count(*) from epoch_results") == [(2,)]
+    store = PostgresStore(empty_url)
+    store.save_run(make_run(0))
+    store.save_epoch(make_epoch(make_run(0), 1))
+    with pytest.raises(StoreError, match="epoch_results_run_epoch"):
+        store.save_epoch(make_epoch(make_run(0), 1).changed(uid=make_run(1).uid))
+    store.close()
+
+
+def test_two_databases_of_one_server_may_be_migrated_at_once(postgres: EmbeddedPostgres) -> None:
+    urls = [postgres.ensure_database(f"pair_{n}") for n in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        assert [len(applied) for applied in pool.map(migrate, urls)] == [len(FILES)] * 2
+
+
+def test_a_user_who_may_not_change_the_database_is_told_so(postgres: EmbeddedPostgres, empty_url: str) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("create role weak login password 'weak'")
+    weak = psycopg.conninfo.make_conninfo(empty_url, user="weak", password="weak")
+    with pytest.raises(StoreError, match="superuser"):
+        migrate(weak)
+
+
+def test_only_the_secret_keys_role_sees_rows(postgres_url: str) -> None:
+    store = PostgresStore(postgres_url)
+    store.save_run(make_run(0))
+    store.close()
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("set role service_role")
+        assert connection.execute("select run_name from training_runs").fetchall() == [("night-000",)]
+        connection.execute("set role anon")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("select run_name from training_runs")
 
 
 def test_every_table_has_row_level_security_and_an_explicit_grant(postgres_url: str) -> None:

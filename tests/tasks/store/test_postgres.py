@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -24,6 +25,30 @@ def test_a_cut_connection_is_mended_by_itself(postgres_url: str) -> None:
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()")
     assert store.run("night", 0) == make_run(0)
+    store.close()
+
+
+def test_threads_mend_a_cut_connection_together(postgres_url: str) -> None:
+    store = PostgresStore(postgres_url)
+    with psycopg.connect(postgres_url, autocommit=True) as admin, ThreadPoolExecutor(4) as pool:
+        saved = [pool.submit(store.save_run, make_run(n)) for n in range(40)]
+        admin.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid()"
+        )
+        for future in saved:
+            future.result()
+    assert len(store.runs()) == 40
+    store.close()
+
+
+def test_a_row_changed_to_nonsense_is_named(postgres_url: str) -> None:
+    store = PostgresStore(postgres_url)
+    store.save_run(make_run(0))
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("update training_runs set status = 'done'")
+    with pytest.raises(StoreError, match=r"night-000 cannot be read: status"):
+        store.runs()
     store.close()
 
 
