@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -291,16 +292,23 @@ def _run_campaign(campaign_file: Path, home: Path, trials: int | None) -> None:
         listener.message(f"pixelloop in [bold]{home}[/]: starting database and Prefect server")
         services = wiring.open_home(str(home))
         with prefect_server(Home.at(home).prefect, services.prefect_url) as url:
-            listener.message(f"Prefect: {url.removesuffix('/api')}   dashboard: pixelloop dashboard --home {home}")
+            listener.message(f"Prefect: {url.removesuffix('/api')}   dashboard: {_program()} dashboard --home {home}")
             from flows.campaign import campaign
 
             try:
                 campaign(str(campaign_file.resolve()), str(Home.at(home).root), trials)
             except KeyboardInterrupt:
-                listener.message(f"interrupted; go on with: [bold]pixelloop resume --home {home}[/]")
+                listener.message(f"interrupted; go on with: [bold]{_program()} resume --home {home}[/]")
                 raise
     status(home=home, campaign=name)
     _closing_words(home, name)
+
+
+def _program() -> str:
+    """The program as it can be called from here: its name, or its path where `make` has called it."""
+    if shutil.which("pixelloop") or not Path(sys.argv[0]).exists():
+        return "pixelloop"
+    return os.path.relpath(sys.argv[0])
 
 
 def _closing_words(home: Path, campaign: str) -> None:
@@ -310,7 +318,7 @@ def _closing_words(home: Path, campaign: str) -> None:
     out.print(f"report     {os.path.relpath(place.report(campaign))}", soft_wrap=True)
     if place.best_lora(campaign).exists():
         out.print(f"best LoRA  {os.path.relpath(place.best_lora(campaign))}", soft_wrap=True)
-    out.print(f"dashboard  pixelloop dashboard --home {home}", soft_wrap=True)
+    out.print(f"dashboard  {_program()} dashboard --home {home}", soft_wrap=True)
 
 
 def _run(services: Services, name: str, campaign: str | None) -> RunHistory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from schema.prompts import PromptSuite
 
 _BATCH = 16
 _ADAPTER = "lora"
+# transformers and peft patch torch.nn for all threads while they load: one at a time.
+_LOADING = threading.Lock()
 
 
 class Sampler:
@@ -38,7 +41,8 @@ class Sampler:
         self._device = torch.device(device)
         dtype = torch.float16 if self._device.type == "cuda" else torch.float32
         try:
-            self._pipe = _load(base_model, dtype).to(self._device)
+            with _LOADING:
+                self._pipe = _load(base_model, dtype).to(self._device)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"the base model {base_model} cannot be loaded: {reason}") from None
@@ -73,7 +77,8 @@ class Sampler:
 
     def _attach(self, checkpoint: Path) -> None:
         try:
-            self._pipe.load_lora_weights(str(checkpoint.parent), weight_name=checkpoint.name, adapter_name=_ADAPTER)
+            with _LOADING:
+                self._pipe.load_lora_weights(str(checkpoint.parent), weight_name=checkpoint.name, adapter_name=_ADAPTER)
         except (OSError, ValueError, RuntimeError) as error:
             self._pipe.unload_lora_weights()
             reason = str(error).strip().splitlines()[0]

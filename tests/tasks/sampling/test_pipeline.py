@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,16 @@ def test_a_lora_changes_the_pictures_and_leaves_no_trace(sampler: Sampler, lora:
     assert not torch.allclose(before, with_lora, atol=1e-2)
     assert torch.equal(sampler.draw(suite("king"), lora), with_lora)
     assert torch.equal(sampler.draw(suite("king"), None), before)
+
+
+def test_two_samplers_load_side_by_side(tiny_model: Path, lora: Path) -> None:
+    def work(_: int) -> list[torch.Tensor]:
+        sampler = Sampler(str(tiny_model), "cpu", 1)
+        return [sampler.draw(suite("one"), lora) for _ in range(4)]
+
+    with ThreadPoolExecutor(3) as pool:
+        drawn = [picture for pictures in pool.map(work, range(3)) for picture in pictures]
+    assert all(torch.equal(picture, drawn[0]) for picture in drawn)
 
 
 def test_a_broken_lora_draws_black(sampler: Sampler, lora: Path, tmp_path: Path) -> None:
