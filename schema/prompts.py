@@ -21,10 +21,17 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "background": ("background", "backdrop"),
     "hair": ("hair",),
     "crown": ("crown", "tiara"),
+    "hat": ("hat", "cap", "helmet"),
+    "sunglasses": ("sunglasses", "shades"),
+    "earrings": ("earrings", "earring"),
+    "necklace": ("necklace",),
     "skin": ("skin",),
     "shirt": ("shirt", "top", "clothes", "clothing"),
 }
 """Attributes that are measured or kept apart, and the nouns that name them in a prompt."""
+
+COLOUR_OF_KIND = {"crown": "#ffd700", "sunglasses": "#1b1d24"}
+"""Colour meant where a prompt names a thing without one."""
 
 _HEX = re.compile(r"#[0-9a-fA-F]{6}\b")
 
@@ -35,6 +42,10 @@ class Expectation(Frozen):
     background: tuple[str, ...] = ()
     hair: tuple[str, ...] = ()
     crown: tuple[str, ...] = ()
+    hat: tuple[str, ...] = ()
+    sunglasses: tuple[str, ...] = ()
+    earrings: tuple[str, ...] = ()
+    necklace: tuple[str, ...] = ()
     skin: tuple[str, ...] = ()
     shirt: tuple[str, ...] = ()
 
@@ -62,6 +73,8 @@ def expectation_of(text: str) -> Expectation:
         if attribute is None or attribute in found:
             continue
         codes = tuple(_HEX.findall(tag)) or tuple(COLOUR_WORDS[w] for w in words if w in COLOUR_WORDS)[:1]
+        if not codes and attribute in COLOUR_OF_KIND:
+            codes = (COLOUR_OF_KIND[attribute],)
         if codes:
             found[attribute] = codes
     return Expectation(**found)

@@ -74,10 +74,17 @@ class PictureMetrics(Frozen):
 
     background_accuracy: float | None = Field(None, description="background colour against the promised one")
     hair_accuracy: float | None = Field(None, description="hair's dominant colour against the promised one")
-    hair_two_tone: bool | None = Field(None, description="hair shows two hues where one was promised")
+    hair_two_tone: bool | None = Field(None, description="hair shows two hues in two areas; None: no hair found")
+    hair_two_tone_score: float | None = Field(None, description="0-1, how far and how cleanly two hues are apart")
     crown_accuracy: float | None = Field(None, description="crown present on the head, in the promised colour")
-    crown_present: bool | None = Field(None, description="a crown was found; None if none was promised")
+    crown_present: bool | None = Field(
+        None, description="a crown was found; None if none was promised, or its colour is that of hair or background"
+    )
+    accessories: dict[str, float] = Field({}, description="0-100 each for a promised hat, sunglasses, ...; 0: absent")
     colour_purity: float | None = Field(None, description="solid regions are of one colour")
+    colour_bleeding: float | None = Field(
+        None, description="share of a region that has another region's promised colour, 0-100; LOWER is better"
+    )
     edge_sharpness: float = Field(description="share of edges completed within one pixel")
     pixel_art_purity: float = Field(description="edges lie on a pixel grid and cells are flat")
     palette_size: int = Field(description="perceptually distinct colours on the native grid (a count)")
@@ -86,8 +93,13 @@ class PictureMetrics(Frozen):
     stray_pixels: float | None = Field(
         None, description="share of art pixels unlike all four neighbours, 0-1; real sprites have up to 0.16"
     )
+    smooth_gradients: float | None = Field(None, description="share of neighbouring pixels with a slight step, 0-1")
+    antialiasing: float | None = Field(None, description="share of edges that take more than one pixel, 0-1")
+    grid_agreement: float | None = Field(None, description="share of pixels that have their art pixel's colour, 0-1")
     photorealism: float = Field(description="0 pixel art .. 100 photograph; LOWER is better")
     grid_scale: float | None = Field(None, description="size of an art pixel in picture pixels; None: no grid")
+    grid_left: float | None = Field(None, description="where the first whole art pixel starts, in picture pixels")
+    grid_top: float | None = None
     grid_confidence: float = Field(description="0-1, edge energy on the grid beyond chance")
     colour: float | None = Field(None, description="weighted mean of the colour parts that were promised")
     style: float = Field(description="weighted mean of the style parts")

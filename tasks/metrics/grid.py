@@ -13,26 +13,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-STEP = 0.02
-"""OKLab distance that is just seen."""
+STEP = 82
+"""OKLab distance that is just seen, 0.02."""
 
-_CAP = 0.125  # an edge counts up to here: one strong contour must not decide
-_CELLS = 64
+_CAP = 512  # 0.125: an edge counts up to here, one strong contour must not decide
 _FALLBACK_CELLS = 32
 _INSET = 0.22
+_LOOSE = 0.97  # what a comb that forgives a pixel is worth
+_LOOSE_FROM = 5.0
+_LOOSE_LINES = 15  # on fewer it would fit anything
 
 
 @dataclass(frozen=True)
 class Edges:
-    """Steps between neighbouring pixels in OKLab: across columns (B, H, W-1) and rows (B, H-1, W)."""
+    """Steps between neighbouring pixels, in OKLab units: across columns (B, H, W-1) and rows (B, H-1, W), int32."""
 
     across: Tensor
     down: Tensor
 
     @classmethod
     def of(cls, lab: Tensor) -> Edges:
-        """Edges of OKLab pictures (B, 3, H, W)."""
-        return cls(lab.diff(dim=3).norm(dim=1), lab.diff(dim=2).norm(dim=1))
+        """Edges of OKLab pictures (B, 3, H, W) in whole units."""
+        return cls(step(lab[..., 1:], lab[..., :-1]), step(lab[..., 1:, :], lab[..., :-1, :]))
+
+
+def step(first: Tensor, second: Tensor) -> Tensor:
+    """OKLab distance of (B, 3, ...) in whole units, int32: a rounded root of an exact number, so exact itself."""
+    light, a, b = (first - second).unbind(1)
+    square = (light * light).add_(a * a).add_(b * b)
+    return square.float().sqrt_().int()
 
 
 @dataclass(frozen=True)
@@ -55,38 +64,40 @@ class Grid:
 
 @dataclass(frozen=True)
 class Comb:
-    """All combs for one side length: lines (K, L) with weights, and scale, offset of each (K,)."""
+    """All combs for one side length.
+
+    Attributes:
+        lines: (K, L) float64, 2 where a comb has a line, 1 beside one in its loose version, 0 elsewhere.
+        scale, offset: (K,) float64.
+        which: (K,) index of the scale in the list of scales.
+        chance: (K,) share of energy that falls on it by chance.
+        worth: (K,) factor on its score.
+    """
 
     lines: Tensor
     scale: Tensor
     offset: Tensor
+    which: Tensor
     chance: Tensor
+    worth: Tensor
 
 
 def detect_grid(edges: Edges, height: int, width: int) -> Grid:
-    """Find each picture's grid."""
-    columns, rows = _profile(edges.across, 1), _profile(edges.down, 2)  # (B, W-1), (B, H-1)
+    """Find each picture's grid; whole numbers as far as the score, so that no batch or device changes it."""
+    device = edges.across.device
     scales = _scales(width, height)
-    per_axis = []
-    for profile, side in ((columns, width), (rows, height)):
-        comb = _comb(side, scales, edges.across.device)
-        total = profile.sum(1, keepdim=True).clamp_min(1e-6)
-        on_comb = (profile @ comb.lines.T) / total  # (B, K)
-        kappa = (on_comb - comb.chance) / (1 - comb.chance)
-        # Few edges prove nothing: shrink by how many there effectively are.
-        effective = total[:, 0] ** 2 / (profile**2).sum(1).clamp_min(1e-9)
-        per_axis.append((kappa * (effective / (effective + 3))[:, None], total, comb))
-    (kx, wx, comb), (ky, wy, _) = per_axis
-    which = torch.searchsorted(torch.tensor(scales), comb.scale.cpu()).to(kx.device)  # (K,)
-    best_x, best_y = _best_offsets(kx, which, len(scales)), _best_offsets(ky, which, len(scales))
-    score = ((best_x * wx + best_y * wy) / (wx + wy)).clamp_min(0)  # (B, S)
+    sides = [_comb(width, scales, device), _comb(height, scales, device)]
+    profiles = [_profile(edges.across, 1), _profile(edges.down, 2)]  # (B, W-1), (B, H-1)
+    kappas, totals = zip(*(_on_combs(p, c) for p, c in zip(profiles, sides, strict=True)), strict=True)
+    best = [_best_offsets(k, c.which, len(scales)) for k, c in zip(kappas, sides, strict=True)]
+    weight = (totals[0] + totals[1]).clamp_min(1)[:, None]
+    score = ((best[0] * totals[0][:, None] + best[1] * totals[1][:, None]) / weight).clamp_min(0)  # (B, S)
     # Divisors of the true scale score as well, multiples lose half: take the largest near the best.
     near = score >= 0.93 * score.amax(1, keepdim=True)
-    chosen = torch.where(near, torch.arange(len(scales), device=score.device), -1).amax(1)
+    chosen = torch.where(near, torch.arange(len(scales), device=device), -1).amax(1)
     confidence = score.gather(1, chosen[:, None])[:, 0].clamp(0, 1)
-    scale = torch.tensor(scales, device=score.device)[chosen]
-    ours = which[None] == chosen[:, None]
-    left, top = (comb.offset[torch.where(ours, k, -math.inf).argmax(1)] for k in (kx, ky))
+    scale = torch.tensor(scales, device=device, dtype=torch.float64)[chosen]
+    left, top = (_offset(k, c, chosen) for k, c in zip(kappas, sides, strict=True))
     found = (confidence > 0.22) & (scale >= 3)
     stand_in = max(1.0, max(width, height) / _FALLBACK_CELLS)
     return Grid(
@@ -95,69 +106,100 @@ def detect_grid(edges: Edges, height: int, width: int) -> Grid:
     )  # fmt: skip
 
 
-def sample_cells(picture: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def sample_cells(pixels: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """The picture at its native size: each cell's colour, the median of nine places inside it.
 
     Args:
-        picture: (B, 3, H, W) in any colour space.
+        pixels: (B, 3, H, W) uint8.
 
     Returns:
-        Colours (B, 3, N, N) and which cells lie in the picture (B, N, N).
+        Colours (B, 3, N, N) uint8 and which cells lie in the picture (B, N, N); N suits the picture with the
+        most cells.
     """
-    height, width = picture.shape[2:]
-    x, valid_x = _centres(grid.scale, grid.left, width)
-    y, valid_y = _centres(grid.scale, grid.top, height)
+    height, width = pixels.shape[2:]
+    most = math.ceil(max(height, width) / float(grid.scale.min())) + 1
+    size = -(-most // 8) * 8
+    x, valid_x = _centres(grid.scale, grid.left, width, size)
+    y, valid_y = _centres(grid.scale, grid.top, height, size)
     inset = (grid.scale * _INSET)[:, None]
-    batch = torch.arange(len(picture), device=picture.device)[:, None, None]
-    pixels = picture.permute(0, 2, 3, 1)  # (B, H, W, 3)
-    places = [
-        pixels[batch, _index(y + dy * inset, height)[:, :, None], _index(x + dx * inset, width)[:, None, :]]
-        for dy in (-1, 0, 1) for dx in (-1, 0, 1)
-    ]  # fmt: skip
-    colours = torch.stack(places).median(0).values  # (B, N, N, 3)
-    return colours.permute(0, 3, 1, 2), valid_y[:, :, None] & valid_x[:, None, :]
+    flat = pixels.flatten(2)
+    places = []
+    for dy in (-1, 0, 1):
+        rows = _index(y + dy * inset, height) * width
+        for dx in (-1, 0, 1):
+            index = (rows[:, :, None] + _index(x + dx * inset, width)[:, None, :]).flatten(1)
+            places.append(flat.gather(2, index[:, None].expand(-1, 3, -1)))
+    colours = torch.stack(places).median(0).values.view(len(pixels), 3, size, size)
+    return colours, valid_y[:, :, None] & valid_x[:, None, :]
 
 
-def cell_of_pixels(cells: Tensor, grid: Grid, height: int, width: int) -> Tensor:
-    """The colour of the cell that each pixel lies in, (B, 3, H, W)."""
-    first = [torch.where(o >= 0.35 * grid.scale, o - grid.scale, o) for o in (grid.top, grid.left)]
-    index = [
-        ((torch.arange(side, device=cells.device) + 0.5 - start[:, None]) / grid.scale[:, None])
-        .floor().long().clamp(0, cells.shape[2] - 1)
-        for start, side in zip(first, (height, width), strict=True)
-    ]  # fmt: skip
-    batch = torch.arange(len(cells), device=cells.device)[:, None, None]
-    return cells.permute(0, 2, 3, 1)[batch, index[0][:, :, None], index[1][:, None, :]].permute(0, 3, 1, 2)
+def cell_of_pixels(cells: Tensor, grid: Grid, rows: Tensor, columns: Tensor) -> Tensor:
+    """The colour of the cell that pixels lie in.
+
+    Args:
+        cells: (B, 3, N, N).
+        rows, columns: the pixels' places, (R,) and (C,).
+
+    Returns:
+        (B, 3, R, C).
+    """
+    size = cells.shape[2]
+    y, x = (
+        ((place + 0.5 - _first(start, grid.scale)[:, None]) / grid.scale[:, None]).floor().long().clamp(0, size - 1)
+        for place, start in ((rows, grid.top), (columns, grid.left))
+    )
+    index = (y[:, :, None] * size + x[:, None, :]).flatten(1)
+    found = cells.flatten(2).gather(2, index[:, None].expand(-1, 3, -1))
+    return found.view(len(cells), 3, len(rows), len(columns))
 
 
 def _profile(edges: Tensor, dim: int) -> Tensor:
     """Edge energy at each line (B, L), less the texture that every line has."""
-    energy = (edges - STEP).clamp(0, _CAP).sum(dim)
-    return (energy - 1.125 * energy.median(1, keepdim=True).values).clamp_min(0)
+    energy = (edges - STEP).clamp_(0, _CAP).sum(dim, dtype=torch.int32).long()
+    return (energy - energy.median(1, keepdim=True).values * 9 // 8).clamp_min(0)
+
+
+def _on_combs(profile: Tensor, comb: Comb) -> tuple[Tensor, Tensor]:
+    """Share of energy on each comb beyond chance (B, K), and the energy (B,)."""
+    energy = profile.double()
+    total = energy.sum(1)
+    on_comb = energy @ comb.lines.T / 2 / total.clamp_min(1)[:, None]  # whole numbers: exact in any order
+    kappa = (on_comb - comb.chance) / (1 - comb.chance) * comb.worth
+    # Few edges prove nothing: shrink by how many there effectively are.
+    effective = total**2 / energy.square().sum(1).clamp_min(1)
+    return kappa * (effective / (effective + 3))[:, None], total
 
 
 @functools.lru_cache(maxsize=16)
 def _scales(width: int, height: int) -> tuple[float, ...]:
     """Candidate sizes of an art pixel: whole numbers, and the side over a whole number of cells."""
     side = max(width, height)
-    whole = {float(s) for s in range(2, min(44, side // 4) + 1)}
-    parts = {side / n for n in range(12, 114) if side / n >= 3}
+    whole = {float(s) for s in range(2, max(5, min(max(44, side // 12), side // 4) + 1))}
+    parts = {side / n for n in range(12, 171) if side / n >= 3}
     return tuple(sorted(whole | {s for s in parts if abs(s - round(s)) > 1e-9}))
 
 
 @functools.lru_cache(maxsize=16)
 def _comb(side: int, scales: tuple[float, ...], device: torch.device) -> Comb:
     line = torch.arange(1, side, dtype=torch.float64)
-    rows, scale, offset = [], [], []
-    for s in scales:
+    rows, described = [], []
+    for which, s in enumerate(scales):
         reach = 0.25 if s == round(s) else 0.5 + 1e-9  # a fractional line falls on the nearest pixel border
-        for o in range(math.ceil(s)):
-            phase = torch.remainder(line - o, s)
-            rows.append((torch.minimum(phase, s - phase) <= reach).float())
-            scale.append(s)
-            offset.append(float(o))
-    lines = torch.stack(rows).to(device)
-    return Comb(lines, torch.tensor(scale, device=device), torch.tensor(offset, device=device), lines.mean(1))
+        for offset in range(math.ceil(s)):
+            phase = torch.remainder(line - offset, s)
+            strict = (torch.minimum(phase, s - phase) <= reach).double() * 2
+            rows.append(strict)
+            described.append((s, offset, which, 1.0))
+            if s >= _LOOSE_FROM and side >= _LOOSE_LINES * s:  # drawn grids wobble by a pixel
+                beside = torch.zeros_like(strict)
+                beside[1:] = strict[:-1] / 2
+                beside[:-1] = torch.maximum(beside[:-1], strict[1:] / 2)
+                rows.append(torch.maximum(strict, beside))
+                described.append((s, offset, which, _LOOSE))
+    lines = torch.stack(rows)
+    scale, start, index, worth = torch.tensor(described, dtype=torch.float64).T
+    parts = (lines, scale, start, index.long(), lines.mean(1) / 2, worth)
+    return Comb(*(part.to(device) for part in parts))
 
 
 def _best_offsets(kappa: Tensor, which: Tensor, scales: int) -> Tensor:
@@ -166,10 +208,23 @@ def _best_offsets(kappa: Tensor, which: Tensor, scales: int) -> Tensor:
     return start.scatter_reduce(1, which.expand(len(kappa), -1), kappa, "amax")
 
 
-def _centres(scale: Tensor, offset: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Centres of cells along one axis (B, N), and which lie in the picture."""
-    first = torch.where(offset >= 0.35 * scale, offset - scale, offset)  # a large part of a cell counts as one
-    centre = first[:, None] + (torch.arange(_CELLS, device=scale.device) + 0.5) * scale[:, None]
+def _offset(kappa: Tensor, comb: Comb, chosen: Tensor) -> Tensor:
+    """The offset of the best comb of the chosen scale, (B,); of equals the first."""
+    ours = torch.where(comb.which[None] == chosen[:, None], kappa, -math.inf)
+    rank = torch.arange(kappa.shape[1], device=kappa.device)
+    first = torch.where(ours == ours.amax(1, keepdim=True), rank, len(rank)).amin(1)
+    return comb.offset[first]
+
+
+def _first(offset: Tensor, scale: Tensor) -> Tensor:
+    """Where the first cell starts: a large part of a cell at the border counts as one."""
+    return torch.where(offset >= 0.35 * scale, offset - scale, offset)
+
+
+def _centres(scale: Tensor, offset: Tensor, side: int, size: int) -> tuple[Tensor, Tensor]:
+    """Centres of `size` cells along one axis (B, N), and which lie in the picture."""
+    number = torch.arange(size, device=scale.device) + 0.5
+    centre = _first(offset, scale)[:, None] + number * scale[:, None]
     return centre, (centre > -0.5) & (centre < side - 0.35 * scale[:, None] + 0.5) & (centre < side)
 
 

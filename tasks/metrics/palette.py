@@ -2,39 +2,70 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from tasks.metrics.colour import UNIT
+
 _BINS = 256
-_SAME = 0.045
+_SAME = round(0.045 * UNIT)
 """OKLab distance below which two cells have the same colour: a decoder's noise stays inside."""
 
 
-def palette_size(cells: Tensor, valid: Tensor) -> Tensor:
-    """Distinct colours that at least two cells have, (B,) whole numbers.
+@dataclass(frozen=True)
+class Palette:
+    """The colours of cell maps, most frequent first.
 
-    Args:
-        cells: OKLab (B, 3, N, N).
-        valid: cells inside the picture (B, N, N).
-
-    The fullest bins are taken in order, each that is not near an earlier one is a colour; the fixpoint is
-    reached in a few rounds and equals doing it one by one.
+    Attributes:
+        colours: (B, 256, 3) int32, OKLab in whole units.
+        counts: (B, 256) cells of each; 0 where there are fewer colours.
+        member: (B, N, N) the colour that each cell has, its index; 256 for cells outside the mask.
     """
-    colours, counts = _fullest_bins(cells, valid)  # (B, 256, 3), (B, 256)
-    near = torch.cdist(colours, colours) < _SAME
-    earlier = torch.ones(_BINS, _BINS, device=cells.device).tril(-1).bool()
-    live = counts > 0
-    keep = live
-    for _ in range(32):
-        blocked = (near & earlier & keep[:, None, :]).any(2)
-        changed = live & ~blocked
-        if torch.equal(changed, keep):
-            break
-        keep = changed
-    # Cells of a colour: those of the bins whose first kept neighbour it is.
-    nearest = (near & keep[:, None, :]).float().argmax(2)
-    cells_of = torch.zeros_like(counts).scatter_add(1, nearest, counts)
-    return (keep & (cells_of >= 2)).sum(1)
+
+    colours: Tensor
+    counts: Tensor
+    member: Tensor
+
+    @classmethod
+    def of(cls, cells: Tensor, mask: Tensor) -> Palette:
+        """Distinct colours of the masked cells.
+
+        Args:
+            cells: OKLab (B, 3, N, N) in whole units.
+            mask: (B, N, N).
+
+        The fullest bins are taken in order, each that is not near an earlier one is a colour; the fixpoint is
+        reached in a few rounds and equals doing it one by one.
+        """
+        colours, counts, bin_of = _fullest_bins(cells, mask)
+        near = _near(colours)
+        rank = torch.arange(_BINS, device=cells.device)
+        live = counts > 0
+        blocking, keep = near & (rank[:, None] > rank), live
+        for _ in range(_BINS):
+            changed = live & ~(blocking & keep[:, None, :]).any(2)
+            if torch.equal(changed, keep):
+                break
+            keep = changed
+        # A bin belongs to the first kept colour near it.
+        owner = torch.where(near & keep[:, None, :], rank, _BINS - 1).amin(2)
+        cells_of = torch.zeros_like(counts).scatter_add(1, owner, counts)
+        order = torch.where(keep, cells_of * _BINS + (_BINS - 1 - rank), -1 - rank).argsort(1, descending=True)
+        position = torch.zeros_like(order).scatter(1, order, rank.expand_as(order)).gather(1, owner)
+        outside = torch.full_like(position[:, :1], _BINS)
+        member = torch.cat([position, outside], 1).gather(1, bin_of).view(mask.shape)
+        return cls(
+            colours.gather(1, order[..., None].expand(-1, -1, 3)),
+            torch.where(keep, cells_of, 0).gather(1, order),
+            torch.where(mask, member, _BINS),
+        )
+
+
+def palette_size(palette: Palette) -> Tensor:
+    """Distinct colours that at least two cells have, (B,) whole numbers."""
+    return (palette.counts >= 2).sum(1)
 
 
 def palette_score(size: Tensor, low: float = 4, high: float = 50) -> Tensor:
@@ -45,14 +76,28 @@ def palette_score(size: Tensor, low: float = 4, high: float = 50) -> Tensor:
     return 100 * torch.minimum(few, many).clamp(0, 1)
 
 
-def _fullest_bins(cells: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean colours and counts of the 256 fullest of 48^3 bins, fullest first."""
-    flat, weight = cells.flatten(2), valid.flatten(1).to(cells.dtype)
-    bins = ((flat + 0.5) * 32).long().clamp(0, 47)
-    key = (bins[:, 0] * 48 + bins[:, 1]) * 48 + bins[:, 2]  # (B, M)
-    counts = torch.zeros(len(cells), 48**3, device=cells.device).scatter_add(1, key, weight)
-    top = counts.topk(_BINS, dim=1)
-    sums = torch.zeros(len(cells), 3, 48**3, device=cells.device)
-    sums = sums.scatter_add(2, key[:, None].expand(-1, 3, -1), flat * weight[:, None])
-    picked = sums.gather(2, top.indices[:, None].expand(-1, 3, -1)) / top.values.clamp_min(1)[:, None]
-    return picked.transpose(1, 2), top.values
+def _near(colours: Tensor) -> Tensor:
+    """Which colours (B, K, 3) are the same to the eye, (B, K, K)."""
+    square = torch.zeros(1, dtype=torch.int32, device=colours.device)
+    for channel in colours.unbind(2):
+        delta = channel[:, :, None] - channel[:, None, :]
+        square = square + delta * delta
+    return square < _SAME**2
+
+
+def _fullest_bins(cells: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean colours (B, 256, 3) and counts (B, 256) of the fullest bins of 1/32 a side, and each cell's bin (B, M)."""
+    flat, weight = cells.flatten(2), mask.flatten(1).int()
+    bins = ((flat + UNIT // 2) >> 7).clamp_(0, 47)
+    key = ((bins[:, 0] * 48 + bins[:, 1]) * 48 + bins[:, 2]).long()  # (B, M)
+    count = torch.zeros(len(cells), 48**3, device=cells.device, dtype=torch.int32).scatter_add(1, key, weight)
+    number = torch.arange(48**3, device=cells.device)
+    top = (count.long() * 48**3 + (48**3 - 1 - number)).topk(_BINS, dim=1).indices  # no ties: any order is the same
+    place = torch.full((len(cells), 48**3), _BINS, device=cells.device)
+    place.scatter_(1, top, torch.arange(_BINS, device=cells.device).expand(len(cells), -1))
+    place = place.gather(1, key)
+    sums = torch.zeros(len(cells), 3, _BINS + 1, device=cells.device, dtype=torch.int32)
+    sums.scatter_add_(2, place[:, None].expand(-1, 3, -1), flat * weight[:, None])
+    counts = count.gather(1, top)
+    means = sums[..., :_BINS].div(counts.clamp_min(1)[:, None], rounding_mode="floor").int()
+    return means.transpose(1, 2), counts.long(), place

@@ -8,79 +8,120 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.metrics.grid import STEP, Edges, Grid, cell_of_pixels
+from tasks.metrics.colour import UNIT
+from tasks.metrics.grid import STEP, Edges, Grid, cell_of_pixels, step
 
-_PEAK = 0.04
-_SLACK = 0.01
-_SMOOTH = (0.004, 0.04)
+_PEAK = 164  # 0.04
+_SLACK = 41
+_SMOOTH = (16, 164)  # 0.004 to 0.04
+_STRENGTH = (0.03, 0.06)
 _CHANCE = 0.15
 """Grid confidence that smooth pictures reach by chance."""
+
+_STRAY = 123  # 0.03
+_LATTICE = 256
+"""Pixels a side that are compared with their cells: more would tell no more."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """Style figures of B pictures, each (B,), 0-100; photorealism: lower is better; stray: a share, 0-1."""
+    """Style figures of B pictures, each (B,), 0-100; lower is better of photorealism; the last four are shares, 0-1.
+
+    Attributes:
+        purity: edges lie on a grid, are sharp, and cells are flat.
+        agreement: pixels that have their cell's colour, within what is just seen.
+        stray: cells unlike all four neighbours.
+        gradient: neighbouring pixels with a small but visible step: gradients, smoothing and grain live there.
+        antialiased: visible transitions' length that is not done within one pixel.
+    """
 
     sharpness: Tensor
     purity: Tensor
     photorealism: Tensor
     dithering: Tensor
+    agreement: Tensor
     stray: Tensor
+    gradient: Tensor
+    antialiased: Tensor
 
 
 def measure_style(lab: Tensor, edges: Edges, grid: Grid, cells: Tensor, valid: Tensor) -> Style:
     """Measure style.
 
     Args:
-        lab: OKLab pictures (B, 3, H, W).
+        lab: OKLab pictures (B, 3, H, W) in whole units.
         cells: their cell maps (B, 3, N, N), with the cells inside the picture (B, N, N).
     """
-    sharp = ((_one_step_share(edges) - 0.40) / 0.50).clamp(0, 1)
-    gridded = ((grid.confidence - _CHANCE) / 0.5).clamp(0, 1) * grid.found
-    flat = cell_flatness(lab, grid, cells)
+    one_step = _one_step_share(edges)
+    sharp = ((one_step - 0.40) / 0.50).clamp(0, 1)
+    # The blocks of a much compressed photograph are a grid too, but a faint one.
+    faint, clear = _STRENGTH
+    strong = ((_visible_step(edges) - faint) / (clear - faint)).clamp(0, 1)
+    gridded = ((grid.confidence - _CHANCE) / 0.5).clamp(0, 1) * strong * grid.found
+    residual = cell_residual(lab, grid, cells)
+    flat = (1 - _total(residual).double() / residual[0].numel() / (0.1 * UNIT)).clamp(0, 1)
     purity = gridded**0.7 * sharp**0.1 * flat**0.2
-    gradient = ((_gradient_share(edges) - 0.02) / 0.33).clamp(0, 1)
-    photo = torch.sigmoid(1.6 * (3.2 * gradient + 2 * (1 - sharp) + 1.5 * (1 - gridded) - 3.5))
-    return Style(100 * sharp, 100 * purity, 100 * photo, 100 * _dithering(cells, valid), stray_share(cells, valid))
+    gradient = _gradient_share(edges)
+    smooth = ((gradient - 0.02) / 0.33).clamp(0, 1)
+    photo = torch.sigmoid(1.6 * (3.2 * smooth + 2 * (1 - sharp) + 1.5 * (1 - gridded) - 3.5))
+    return Style(
+        100 * sharp, 100 * purity, 100 * photo, 100 * _dithering(cells, valid),
+        _total(residual <= STEP).double() / residual[0].numel(), stray_share(cells, valid), gradient, 1 - one_step,
+    )  # fmt: skip
 
 
-def cell_flatness(lab: Tensor, grid: Grid, cells: Tensor) -> Tensor:
-    """1 where each pixel has its cell's colour, 0 where it is 0.1 OKLab away on average, (B,)."""
-    height, width = lab.shape[2:]
-    residual = torch.linalg.vector_norm(lab - cell_of_pixels(cells, grid, height, width), dim=1).mean((1, 2))
-    flatness: Tensor = (1 - residual / 0.1).clamp(0, 1)
-    return flatness
+def cell_residual(lab: Tensor, grid: Grid, cells: Tensor) -> Tensor:
+    """How far pixels are from their cell's colour, (B, R, C) int32 in OKLab units, on a lattice of pixels."""
+    rows, columns = (
+        torch.arange(0, side, max(1, side // _LATTICE), device=lab.device) for side in (lab.shape[2], lab.shape[3])
+    )
+    seen = lab[:, :, :: max(1, lab.shape[2] // _LATTICE), :: max(1, lab.shape[3] // _LATTICE)]
+    return step(seen, cell_of_pixels(cells, grid, rows, columns))
 
 
 def stray_share(cells: Tensor, valid: Tensor) -> Tensor:
     """Share of cells that none of their four neighbours resembles, (B,)."""
-    padded = F.pad(cells, (1, 1, 1, 1), value=torch.inf)
-    size = cells.shape[2]
-    around = [padded[:, :, y : y + size, x : x + size] for y, x in ((0, 1), (2, 1), (1, 0), (1, 2))]
-    nearest = torch.stack([torch.linalg.vector_norm(cells - a, dim=1) for a in around]).amin(0)
-    lonely = valid & (nearest > 1.5 * STEP)
-    return lonely.sum((1, 2)) / valid.sum((1, 2)).clamp_min(1)
+    lonely = valid.clone()
+    for dim in (2, 3):
+        differ = step(cells.narrow(dim, 1, cells.shape[dim] - 1), cells.narrow(dim, 0, cells.shape[dim] - 1)) > _STRAY
+        rest = cells.shape[dim] - 1
+        lonely.narrow(dim - 1, 1, rest).logical_and_(differ | ~valid.narrow(dim - 1, 0, rest))
+        lonely.narrow(dim - 1, 0, rest).logical_and_(differ | ~valid.narrow(dim - 1, 1, rest))
+    return lonely.sum((1, 2)).double() / valid.sum((1, 2)).clamp_min(1)
 
 
 def _one_step_share(edges: Edges) -> Tensor:
     """Share of each visible transition that is completed within one pixel, weighted by its size, (B,)."""
-    parts = [_peaks(edges.across), _peaks(edges.down.transpose(1, 2))]
-    done, walked = (sum(part[i] for part in parts) for i in range(2))
-    return torch.as_tensor(done / torch.as_tensor(walked).clamp_min(1e-6))
+    done, walked = (a + b for a, b in zip(_peaks(edges.across), _peaks(edges.down.transpose(1, 2)), strict=True))
+    return done.double() / walked.double().clamp_min(1)
 
 
 def _peaks(steps: Tensor) -> tuple[Tensor, Tensor]:
     left, middle, right = steps[:, :, :-2], steps[:, :, 1:-1], steps[:, :, 2:]
-    peak = (middle >= left) & (middle >= right) & (middle > _PEAK)
-    walked = middle + (left - _SLACK).clamp_min(0) + (right - _SLACK).clamp_min(0)
-    return (middle * peak).sum((1, 2)), (walked * peak).sum((1, 2))
+    peak = ((middle >= left) & (middle >= right) & (middle > _PEAK)).int()
+    done = _total(middle * peak)
+    beside = (left - _SLACK).clamp_min_(0) + (right - _SLACK).clamp_min_(0)
+    return done, done + _total(beside * peak)
+
+
+def _visible_step(edges: Edges) -> Tensor:
+    """Mean OKLab distance of the steps that are seen, (B,)."""
+    seen = [(e > STEP).int() for e in (edges.across, edges.down)]
+    total = sum(_total(e * s) for e, s in zip((edges.across, edges.down), seen, strict=True))
+    count = sum(_total(s) for s in seen)
+    return torch.as_tensor(total).double() / torch.as_tensor(count).clamp_min(1) / UNIT
 
 
 def _gradient_share(edges: Edges) -> Tensor:
-    """Share of neighbouring pixels with a small but visible step: gradients, smoothing and grain live there."""
+    """Share of neighbouring pixels with a small but visible step, (B,)."""
     low, high = _SMOOTH
-    shares = [((e >= low) & (e < high)).float().mean((1, 2)) for e in (edges.across, edges.down)]
+    shares = [_total((e >= low) & (e < high)).double() / e[0].numel() for e in (edges.across, edges.down)]
     return (shares[0] + shares[1]) / 2
+
+
+def _total(values: Tensor) -> Tensor:
+    """Sums (B,) of (B, H, W); rows fit an int32, which spares a wider copy."""
+    return values.sum(2, dtype=torch.int32).sum(1)
 
 
 def _dithering(cells: Tensor, valid: Tensor) -> Tensor:
@@ -89,17 +130,20 @@ def _dithering(cells: Tensor, valid: Tensor) -> Tensor:
     An ordered dither repeats every second cell: its detail, multiplied by one of three checkered carriers,
     keeps its sign over a neighbourhood (Ulichney 1987). Noise does not.
     """
-    detail = cells - F.avg_pool2d(F.pad(cells, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    strength = torch.linalg.vector_norm(detail, dim=1)
+    exact = cells.double()  # sums of whole numbers: the same in any order
+    padded = F.pad(exact, (1, 1, 1, 1), mode="replicate")
+    detail = 9 * exact - F.avg_pool2d(padded, 3, 1, divisor_override=1)
+    power = detail.square().sum(1)
+    strength = power.sqrt() / (9 * UNIT)
     # Texture, not the detail of a face: fine steps far from any strong one.
     calm = F.max_pool2d(strength[:, None], 5, 1, 2)[:, 0] < 0.08
-    active = valid & calm & (strength > STEP / 2)
-    sign = 1 - 2 * (torch.arange(cells.shape[2], device=cells.device) % 2).float()
+    active = valid & calm & (strength > 0.01)
+    sign = 1 - 2 * (torch.arange(cells.shape[2], device=cells.device) % 2).double()
     carriers = (sign[:, None] * sign[None, :], sign[None, :].expand(len(sign), -1), sign[:, None].expand(-1, len(sign)))
-    local = [F.avg_pool2d(detail * carrier, 5, 1, 2).square().sum(1) for carrier in carriers]
-    power = F.avg_pool2d(detail.square().sum(1, keepdim=True), 5, 1, 2)[:, 0].clamp_min(1e-9)
-    ordered = active & (torch.stack(local).amax(0) / power > 0.35)
-    textured = active.sum((1, 2)).float()
+    around = [F.avg_pool2d(detail * c, 5, 1, 2, divisor_override=1).square().sum(1) for c in carriers]
+    total = 25 * F.avg_pool2d(power[:, None], 5, 1, 2, divisor_override=1)[:, 0]
+    ordered = active & (torch.stack(around).amax(0) > 0.35 * total)
+    textured = active.sum((1, 2)).double()
     quality = ordered.sum((1, 2)) / textured.clamp_min(1)
     amount = textured / valid.sum((1, 2)).clamp_min(1)
     # Little texture is no fault; beyond a third of the picture only its order counts.

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from schema.prompts import Expectation
 from schema.runs import EpochMetrics, PictureMetrics
+from tasks.metrics.accessories import KINDS, Found, find_accessory
 from tasks.metrics.accuracy import (
-    Promises,
+    accessory_accuracy,
     background_accuracy,
+    colour_bleeding,
     colour_purity,
-    crown_accuracy,
-    find_crown,
     hair_accuracy,
-    two_tone,
+    is_two_toned,
+    two_tone_score,
 )
-from tasks.metrics.colour import hex_code, oklab
-from tasks.metrics.grid import Edges, detect_grid, sample_cells
-from tasks.metrics.palette import palette_score, palette_size
-from tasks.metrics.regions import find_regions
+from tasks.metrics.colour import distance, hex_code, oklab
+from tasks.metrics.grid import Edges, Grid, detect_grid, sample_cells
+from tasks.metrics.palette import Palette, palette_score, palette_size
+from tasks.metrics.promises import Promises
+from tasks.metrics.regions import Figure, Hair, dominant_colour, find_figure, find_hair
 from tasks.metrics.style import Style, measure_style
 
-COLOUR_WEIGHTS = {"background_accuracy": 0.35, "hair_accuracy": 0.35, "crown_accuracy": 0.15, "colour_purity": 0.15}
+COLOUR_WEIGHTS = {
+    "background_accuracy": 0.35, "hair_accuracy": 0.35, "crown_accuracy": 0.15, "accessories": 0.15,
+    "colour_purity": 0.15,
+}  # fmt: skip
 """Parts of the colour score; those that a prompt does not promise drop out."""
 
 STYLE_WEIGHTS = {
@@ -39,6 +46,21 @@ _TWO_TONE_PENALTY = 0.7
 _STRAY = (0.10, 0.45)
 
 
+@dataclass(frozen=True)
+class View:
+    """B pictures of one size taken apart: their grid, cells and regions."""
+
+    grid: Grid
+    cells: Tensor  # (B, 3, N, N) int32 OKLab
+    cells_rgb: Tensor  # (B, 3, N, N) uint8
+    valid: Tensor  # (B, N, N)
+    parts: Figure
+    hair: Hair
+    worn: dict[str, Found]  # those that any prompt promises
+    covered: Tensor  # (B, N, N) cells of all of them
+    promises: dict[str, Promises]
+
+
 @torch.no_grad()
 def measure(images: Tensor, expectations: Sequence[Expectation]) -> list[PictureMetrics]:
     """Measure pictures against what their prompts promise.
@@ -48,14 +70,35 @@ def measure(images: Tensor, expectations: Sequence[Expectation]) -> list[Picture
     figure, flat or noise, gets 0 for its colours.
 
     Args:
-        images: (B, 3, H, W) in [0, 1] on any device.
+        images: (B, 3, H, W) in [0, 1] on any device, or uint8.
         expectations: B promises, one a picture.
 
     Returns:
-        One record a picture. Batches change nothing; CPU and GPU agree within 0.1.
+        One record a picture, rounded to four decimals: the same in every batch, order and number of threads.
+        Whatever decides is computed in whole numbers, so CPU and GPU agree within the rounding.
     """
-    chunks = range(0, len(images), _CHUNK)
-    return [m for i in chunks for m in _measure(images[i : i + _CHUNK].float(), expectations[i : i + _CHUNK])]
+    pixels = as_bytes(images)
+    chunks = range(0, len(pixels), _CHUNK)
+    return [m for i in chunks for m in _measure(pixels[i : i + _CHUNK], expectations[i : i + _CHUNK])]
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Pictures as a PNG file would hold them, uint8."""
+    return images if images.dtype == torch.uint8 else (images.float() * 255).round().clamp(0, 255).byte()
+
+
+def view(pixels: Tensor, lab: Tensor, edges: Edges, expectations: Sequence[Expectation]) -> View:
+    """Find grid, cells and regions of pictures (B, 3, H, W) uint8, given in OKLab and by their edges too."""
+    height, width = pixels.shape[2:]
+    grid = detect_grid(edges, height, width)
+    cells_rgb, valid = sample_cells(pixels, grid)
+    cells = oklab(cells_rgb)
+    promises = {name: Promises.of(expectations, name, pixels.device) for name in Expectation.model_fields}
+    parts = find_figure(cells, valid)
+    looked_for = [kind for kind in KINDS if promises[kind].any.any()]
+    worn = {kind: find_accessory(kind, cells, parts, promises[kind], promises["hair"]) for kind in looked_for}
+    covered = torch.stack([torch.zeros_like(valid), *(found.cells for found in worn.values())]).any(0)
+    return View(grid, cells, cells_rgb, valid, parts, find_hair(parts, covered), worn, covered, promises)
 
 
 def summarise(pictures: Sequence[PictureMetrics]) -> EpochMetrics:
@@ -74,63 +117,118 @@ def summarise(pictures: Sequence[PictureMetrics]) -> EpochMetrics:
     )
 
 
-def _measure(images: Tensor, expectations: Sequence[Expectation]) -> list[PictureMetrics]:
-    height, width = images.shape[2:]
-    lab = oklab(images)
+def _measure(pixels: Tensor, expectations: Sequence[Expectation]) -> list[PictureMetrics]:
+    lab = oklab(pixels)
     edges = Edges.of(lab)
-    grid = detect_grid(edges, height, width)
-    cells, valid = sample_cells(lab, grid)
-    cells_rgb, _ = sample_cells(images, grid)
-    background, hair, crown = (Promises.of(expectations, a, images.device) for a in ("background", "hair", "crown"))
-    crown_cells, crown_present = find_crown(cells, valid, crown, hair)
-    regions = find_regions(cells, valid, crown_cells)
-    style = measure_style(lab, edges, grid, cells, valid)
-    size = palette_size(cells, valid)
-    ground_rgb, hair_rgb = (_rgb_of(c, cells, cells_rgb) for c in (regions.background_colour, regions.hair_colour))
-    low, high = _FIGURE
-    figure = (regions.figure_share > low) & (regions.figure_share < high)  # neither flat nor noise
-    columns = {
+    seen = view(pixels, lab, edges, expectations)
+    style = measure_style(lab, edges, seen.grid, seen.cells, seen.valid)
+    size = palette_size(Palette.of(seen.cells, seen.valid))
+    colours, looks = _colour_columns(seen), _style_columns(style, size, seen.grid.found)
+    facts, worn = _facts(seen, style, size), _accessory_columns(seen)
+    return [
+        _record(
+            {name: column[i] for name, column in colours.items()},
+            {name: column[i] for name, column in looks.items()},
+            {name: column[i] for name, column in facts.items()},
+            {kind: column[i] for kind, column in worn.items() if kind != "crown"},
+            worn["crown"][i] if "crown" in worn else None,
+        )
+        for i in range(len(pixels))
+    ]
+
+
+def _record(
+    colours: dict[str, float | None],
+    styles: dict[str, float],
+    facts: dict[str, Any],
+    accessories: dict[str, float | None],
+    crown: float | None,
+) -> PictureMetrics:
+    if facts["hair_two_tone"] and colours["hair_accuracy"] is not None:
+        colours["hair_accuracy"] *= _TWO_TONE_PENALTY
+    worn = [value for value in accessories.values() if value is not None]
+    colours["crown_accuracy"] = crown
+    parts = {**colours, "accessories": sum(worn) / len(worn) if worn else None}
+    colour, looks = _weighted(parts, COLOUR_WEIGHTS), _weighted(styles, STYLE_WEIGHTS) or 0.0
+    values = {
+        **colours,
+        **facts,
+        "edge_sharpness": styles["sharpness"],
+        "pixel_art_purity": styles["purity"],
+        "palette_score": styles["palette"],
+        "dithering_score": styles["dithering"],
+        "photorealism": 100 - styles["photorealism"],
+        "colour": colour,
+        "style": looks,
+        "overall": looks if colour is None else (colour * looks) ** 0.5,
+    }
+    rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+    return PictureMetrics(**rounded, accessories={k: round(v, 4) for k, v in accessories.items() if v is not None})
+
+
+def _colour_columns(seen: View) -> dict[str, list[float | None]]:
+    """The colour parts of each picture; None where its prompt promises nothing, or nothing can be told apart."""
+    figure = _has_figure(seen)
+    background, hair = seen.promises["background"], seen.promises["hair"]
+    anything = torch.stack([p.any for p in seen.promises.values()]).any(0)
+    ground_rgb, hair_rgb = (_rgb_of(colour, seen) / 255 for colour in (seen.parts.background_colour, seen.hair.colour))
+    values = {
         "background_accuracy": (
-            figure * background_accuracy(regions, ground_rgb, cells_rgb, background),
+            background_accuracy(seen.parts, ground_rgb, seen.cells, background),
             background.any,
         ),
-        "hair_accuracy": (figure * hair_accuracy(regions, hair_rgb, hair), hair.any),
-        "crown_accuracy": (figure * crown_accuracy(cells_rgb, crown_cells, crown_present, crown), crown.any),
-        "colour_purity": (figure * colour_purity(cells, regions), background.any | hair.any | crown.any),
+        "hair_accuracy": (hair_accuracy(seen.hair, hair_rgb, hair), hair.any),
+        "colour_purity": (colour_purity(seen.cells, seen.parts, seen.hair), anything),
     }
-    parts = {name: value.tolist() for name, (value, _) in columns.items()}
-    promised = {name: given.tolist() for name, (_, given) in columns.items()}
-    per_style = _style_columns(style, size, grid.found)
-    toned, present = two_tone(cells, regions).tolist(), crown_present.tolist()
-    records = []
-    for i in range(len(images)):
-        colours = {name: parts[name][i] if promised[name][i] else None for name in parts}
-        if toned[i] and colours["hair_accuracy"] is not None:
-            colours["hair_accuracy"] *= _TWO_TONE_PENALTY
-        styles = {name: column[i] for name, column in per_style.items()}
-        colour, looks = _weighted(colours, COLOUR_WEIGHTS), _weighted(styles, STYLE_WEIGHTS) or 0.0
-        records.append(
-            PictureMetrics(
-                **colours,
-                hair_two_tone=toned[i] if promised["hair_accuracy"][i] else None,
-                crown_present=present[i] if promised["crown_accuracy"][i] else None,
-                edge_sharpness=styles["sharpness"],
-                pixel_art_purity=styles["purity"],
-                palette_size=int(size[i]),
-                palette_score=styles["palette"],
-                dithering_score=styles["dithering"],
-                stray_pixels=float(style.stray[i]),
-                photorealism=100 - styles["photorealism"],
-                grid_scale=float(grid.scale[i]) if grid.found[i] else None,
-                grid_confidence=float(grid.confidence[i]),
-                colour=colour,
-                style=looks,
-                overall=looks if colour is None else (colour * looks) ** 0.5,
-                background_colour=hex_code(ground_rgb[i]),
-                hair_colour=hex_code(hair_rgb[i]),
-            )
-        )
-    return records
+    return {name: _where(given, figure * value) for name, (value, given) in values.items()}
+
+
+def _accessory_columns(seen: View) -> dict[str, list[float | None]]:
+    columns = {}
+    for kind, found in seen.worn.items():
+        colour = _rgb_of(dominant_colour(seen.cells, found.cells), seen) / 255
+        value = accessory_accuracy(found, colour, seen.promises[kind]) * _has_figure(seen)
+        columns[kind] = _where(seen.promises[kind].any & found.clear, value)
+    return columns
+
+
+def _has_figure(seen: View) -> Tensor:
+    """Neither flat nor noise, (B,)."""
+    low, high = _FIGURE
+    return (seen.parts.share > low) & (seen.parts.share < high)
+
+
+def _facts(seen: View, style: Style, size: Tensor) -> dict[str, list[Any]]:
+    """What is told of each picture beside its scores."""
+    grid, hair = seen.grid, seen.hair
+    tones = two_tone_score(seen.cells, hair)
+    crown = seen.worn.get("crown")
+    promised = {name: seen.promises[name] for name in ("background", "hair", "skin")}
+    return {
+        "hair_two_tone": _where(hair.found, is_two_toned(tones)),
+        "hair_two_tone_score": _where(hair.found, tones),
+        "crown_present": _where(seen.promises["crown"].any & crown.clear, crown.present)
+        if crown
+        else [None] * len(size),
+        "colour_bleeding": _where(
+            torch.stack([p.any for p in promised.values()]).sum(0) >= 2,
+            colour_bleeding(seen.cells, seen.parts, hair, promised),
+        ),
+        "palette_size": size.tolist(),
+        "stray_pixels": style.stray.tolist(),
+        "smooth_gradients": style.gradient.tolist(),
+        "antialiasing": style.antialiased.tolist(),
+        "grid_agreement": _where(grid.found, style.agreement),
+        "grid_scale": _where(grid.found, grid.scale),
+        "grid_left": _where(grid.found, grid.left),
+        "grid_top": _where(grid.found, grid.top),
+        "grid_confidence": grid.confidence.tolist(),
+        "background_colour": [hex_code(c) for c in _rgb_of(seen.parts.background_colour, seen)],
+        "hair_colour": [
+            hex_code(c) if found else None
+            for c, found in zip(_rgb_of(hair.colour, seen), hair.found.tolist(), strict=True)
+        ],
+    }
 
 
 def _style_columns(style: Style, size: Tensor, gridded: Tensor) -> dict[str, list[float]]:
@@ -145,10 +243,17 @@ def _style_columns(style: Style, size: Tensor, gridded: Tensor) -> dict[str, lis
     }
 
 
-def _rgb_of(colour: Tensor, cells: Tensor, cells_rgb: Tensor) -> Tensor:
-    """The sRGB colour (B, 3) of the cell nearest to an OKLab colour: a colour that is really in the picture."""
-    nearest = (cells - colour[:, :, None, None]).norm(dim=1).flatten(1).argmin(1)
-    return cells_rgb.flatten(2).gather(2, nearest[:, None, None].expand(-1, 3, -1))[:, :, 0]
+def _where(given: Tensor, values: Tensor) -> list[Any]:
+    """Values as a list, None where they are not given."""
+    return [value if there else None for there, value in zip(given.tolist(), values.tolist(), strict=True)]
+
+
+def _rgb_of(colour: Tensor, seen: View) -> Tensor:
+    """The bytes (B, 3) of the cell nearest to an OKLab colour: a colour that is really in the picture."""
+    apart = torch.where(seen.valid, distance(seen.cells, colour[..., None, None]), torch.inf).flatten(1)
+    place = torch.arange(apart.shape[1], device=apart.device)
+    nearest = torch.where(apart == apart.amin(1, keepdim=True), place, len(place)).amin(1)
+    return seen.cells_rgb.flatten(2).gather(2, nearest[:, None, None].expand(-1, 3, -1))[:, :, 0]
 
 
 def _weighted(parts: dict[str, float | None] | dict[str, float], weights: dict[str, float]) -> float | None:
@@ -163,6 +268,8 @@ def _mean(pictures: Sequence[PictureMetrics]) -> PictureMetrics:
     """Means of all numbers; a flag is set where it is for most."""
     values: dict[str, object] = {}
     for name in PictureMetrics.model_fields:
+        if name == "accessories":
+            continue
         column = [v for v in (getattr(p, name) for p in pictures) if v is not None and not isinstance(v, str)]
         if not column:
             values[name] = None
@@ -171,4 +278,6 @@ def _mean(pictures: Sequence[PictureMetrics]) -> PictureMetrics:
         else:
             mean = sum(column) / len(column)
             values[name] = round(mean) if name == "palette_size" else mean
-    return PictureMetrics.model_validate(values)
+    kinds = dict.fromkeys(kind for p in pictures for kind in p.accessories)
+    worn = {kind: [p.accessories[kind] for p in pictures if kind in p.accessories] for kind in kinds}
+    return PictureMetrics.model_validate({**values, "accessories": {k: sum(v) / len(v) for k, v in worn.items()}})

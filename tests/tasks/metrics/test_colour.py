@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tasks.metrics.colour import accuracy, ciede2000, difference, hex_code, hex_colours, oklab
+from tasks.metrics.colour import UNIT, accuracy, ciede2000, difference, distance, hex_bytes, hex_code, oklab
 
 SHARMA = [  # pairs and differences published with the formula's implementation notes
     ((50.0, 2.6772, -79.7751), (50.0, 0.0, -82.7485), 2.0425),
@@ -29,14 +31,34 @@ def test_ciede2000_agrees_with_the_published_pairs(
 
 
 def test_oklab_of_grey_has_no_hue_and_white_is_one() -> None:
-    grey = oklab(torch.linspace(0, 1, 5).view(1, 1, 1, 5).expand(1, 3, 1, 5))
-    assert grey[:, 1:].abs().max() < 1e-4
-    assert grey[0, 0, 0, -1] == pytest.approx(1, abs=1e-4)
+    grey = oklab(torch.arange(256, dtype=torch.uint8).expand(1, 3, 256))
+    assert not grey[:, 1:].any()
+    assert grey[0, 0, 0] == 0
+    assert grey[0, 0, -1] == pytest.approx(UNIT, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("code", "lab"),
+    [  # Ottosson's reference values of the corners of sRGB
+        ("#ff0000", (0.62796, 0.22486, 0.12585)), ("#00ff00", (0.86644, -0.23389, 0.17950)),
+        ("#0000ff", (0.45201, -0.03246, -0.31153)),
+    ],
+)  # fmt: skip
+def test_oklab_agrees_with_the_reference(code: str, lab: tuple[float, float, float]) -> None:
+    found = oklab(hex_bytes([code])) / UNIT
+    assert found[0].tolist() == pytest.approx(lab, abs=0.002)
+
+
+@given(st.lists(st.integers(0, 255), min_size=6, max_size=6))
+def test_forgiven_lightness_brings_colours_nearer_and_never_apart(values: list[int]) -> None:
+    first, second = oklab(torch.tensor(values, dtype=torch.uint8).view(2, 3)).split(1)
+    assert distance(first, second) == distance(second, first)
+    assert distance(first, second, 0.5) <= distance(first, second)
 
 
 def test_hex_codes_survive_the_round_trip() -> None:
     codes = ["#22aa44", "#000000", "#ffffff"]
-    assert [hex_code(c) for c in hex_colours(codes)] == codes
+    assert [hex_code(c) for c in hex_bytes(codes)] == codes
 
 
 def test_accuracy_is_full_within_a_just_noticeable_difference() -> None:
@@ -46,6 +68,6 @@ def test_accuracy_is_full_within_a_just_noticeable_difference() -> None:
 
 
 def test_alike_colours_differ_little() -> None:
-    red, near, blue = hex_colours(["#c8323c", "#c9333d", "#2f6fd6"])
+    red, near, blue = hex_bytes(["#c8323c", "#c9333d", "#2f6fd6"]) / 255
     assert difference(red, near) < 1
     assert difference(red, blue) > 30

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.metrics.colour import oklab
-from tasks.metrics.palette import palette_score, palette_size
+from tasks.metrics.palette import Palette, palette_score, palette_size
 
 
 @settings(max_examples=20, deadline=None)
@@ -17,7 +17,11 @@ def test_well_separated_colours_are_counted_exactly(count: int, seed: int) -> No
     every = torch.cartesian_prod(levels, levels, levels)[torch.randperm(27, generator=generator)[:count]]
     cells = every[torch.arange(256) % count].T.reshape(1, 3, 16, 16)
     noisy = (cells + 0.004 * torch.randn(cells.shape, generator=generator)).clamp(0, 1)
-    assert palette_size(oklab(noisy), torch.ones(1, 16, 16, dtype=torch.bool)).item() == count
+    palette = Palette.of(oklab((noisy * 255).byte()), torch.ones(1, 16, 16, dtype=torch.bool))
+    assert palette_size(palette).item() == count
+    assert palette.counts.sum() == 256
+    same = palette.member.flatten() == palette.member.flatten()[0]
+    assert same.nonzero()[:, 0].tolist() == list(range(0, 256, count))
 
 
 @pytest.mark.parametrize(("size", "score"), [(1, 0), (4, 100), (20, 100), (50, 100), (100, 50), (150, 0), (400, 0)])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from demo.attributes import Attributes
+from demo.attributes import Attributes, distance, rgb
 from demo.drawn import Colours, draw_characters
 from demo.portraits import Portrait, portraits
 from schema.prompts import Expectation, expectation_of
@@ -107,11 +107,69 @@ def test_grids_of_other_sizes_are_found_also_fractional_ones(size: int, scale: f
     assert [m.grid_scale for m in found] == pytest.approx([scale] * 8, rel=0.02)
 
 
-def test_a_batch_changes_nothing(measured: list[PictureMetrics]) -> None:
-    alone = [measure(pictures()[i : i + 1], PROMISES[i : i + 1])[0] for i in range(6)]
-    for one, together in zip(alone, measured, strict=False):
-        assert one.overall == pytest.approx(together.overall, abs=1e-3)
-        assert one.hair_colour == together.hair_colour
+def test_neither_batch_nor_order_nor_threads_change_anything(measured: list[PictureMetrics]) -> None:
+    order = list(reversed(range(len(PORTRAITS))))
+    assert measure(pictures()[order], [PROMISES[i] for i in order]) == [measured[i] for i in order]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        alone = [measure(pictures()[i : i + 1], PROMISES[i : i + 1])[0] for i in range(6)]
+    finally:
+        torch.set_num_threads(threads)
+    assert alone == measured[:6]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_measures_the_same(measured: list[PictureMetrics]) -> None:
+    assert measure(pictures().cuda(), PROMISES) == measured
+
+
+def test_enlarging_leaves_palette_and_purity_alone() -> None:
+    small, large = (measure(pictures(size)[:12], PROMISES[:12]) for size in (128, 512))
+    assert [m.palette_size for m in small] == [m.palette_size for m in large]
+    assert [m.pixel_art_purity for m in small] == pytest.approx([m.pixel_art_purity for m in large], abs=3)
+    assert [m.hair_colour for m in small] == [m.hair_colour for m in large]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, len(PORTRAITS) - 1), st.sampled_from(["#2f55a8", "#b8303a", "#2f7d46", "#26262c"]))
+def test_another_shirt_leaves_hair_and_background_alone(index: int, shirt: str) -> None:
+    portrait, promise = PORTRAITS[index], PROMISES[index]
+    if min(distance(shirt, c.code) for c in (portrait.attributes.background, portrait.attributes.hair)) < 100:
+        return
+    before = pictures()[index]
+    dyed = before.clone()
+    worn = torch.tensor(portrait.attributes.shirt.rgb) / 255
+    dyed[:, (before - worn[:, None, None]).abs().amax(0) < 0.01] = torch.tensor(rgb(shirt))[:, None] / 255
+    one, other = measure(torch.stack([before, dyed]), [promise, promise])
+    assert one.background_accuracy == other.background_accuracy
+    assert one.hair_accuracy == other.hair_accuracy
+
+
+def test_a_gradient_and_a_pattern_are_backgrounds_too() -> None:
+    portrait, promise = PORTRAITS[0], PROMISES[0]
+    cells = portrait.pixels.copy()
+    ground = (cells == portrait.attributes.background.rgb).all(-1)
+    light = np.linspace(0.75, 1.1, 16)[:, None, None]
+    gradient = np.where(ground[..., None], np.clip(cells * light, 0, 255), cells).astype(np.uint8)
+    checks = (np.indices((16, 16)).sum(0) % 4 < 2)[..., None] & ground[..., None]
+    pattern = np.where(checks, 255 - cells // 2, cells).astype(np.uint8)
+    images = np.stack([np.kron(c, np.ones((8, 8, 1), np.uint8)) for c in (gradient, pattern)])
+    for found in measure(torch.from_numpy(images).permute(0, 3, 1, 2), [promise, promise]):
+        assert found.hair_colour == promise.hair[0]
+        assert found.background_accuracy is not None
+        assert found.background_accuracy > 40
+
+
+def test_a_stained_background_is_bleeding() -> None:
+    index = next(i for i, p in enumerate(PORTRAITS) if p.attributes.hair.word in ("red", "blue", "pink"))
+    clean, stained = pictures()[index], pictures()[index].clone()
+    stained[:, 4:36, :8] = torch.tensor(PORTRAITS[index].attributes.hair.rgb)[:, None, None] / 255
+    before, after = measure(torch.stack([clean, stained]), [PROMISES[index]] * 2)
+    assert before.colour_bleeding is not None
+    assert after.colour_bleeding is not None
+    assert before.colour_bleeding < 10
+    assert after.hair_accuracy == before.hair_accuracy
 
 
 def test_what_is_not_promised_is_not_scored() -> None:

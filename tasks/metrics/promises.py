@@ -1,0 +1,59 @@
+"""What prompts promise, as colours in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from schema.prompts import Expectation
+from tasks.metrics.colour import difference, distance, hex_bytes, oklab
+
+
+@dataclass(frozen=True)
+class Promises:
+    """One promised attribute of B prompts: up to K colours each.
+
+    Attributes:
+        colours: (B, K, 3) sRGB in [0, 1].
+        lab: (B, 3, K) OKLab in whole units.
+        given: (B, K) which of the K count.
+    """
+
+    colours: Tensor
+    lab: Tensor
+    given: Tensor
+
+    @classmethod
+    def of(cls, expectations: Sequence[Expectation], attribute: str, device: torch.device) -> Promises:
+        """Stack the promises of one attribute; K is the largest number of colours, at least 1."""
+        codes = [list(getattr(e, attribute)) for e in expectations]
+        most = max([len(c) for c in codes] + [1])
+        padded = [c + ["#000000"] * (most - len(c)) for c in codes]
+        given = torch.tensor([[i < len(c) for i in range(most)] for c in codes], device=device)
+        sums = hex_bytes([c for row in padded for c in row]).view(len(codes), most, 3).to(device)
+        return cls(sums / 255, oklab(sums.transpose(1, 2)), given)
+
+    @property
+    def any(self) -> Tensor:
+        """Which prompts promise anything, (B,)."""
+        return self.given.any(1)
+
+    @property
+    def first(self) -> Tensor:
+        """The first promised colour in OKLab, (B, 3)."""
+        return self.lab[:, :, 0]
+
+    def difference(self, colours: Tensor) -> Tensor:
+        """CIEDE2000 of sRGB colours (B, 3) to the nearest promised one; infinite where none is."""
+        return torch.where(self.given, difference(colours[:, None], self.colours), torch.inf).amin(1)
+
+    def nearest(self, cells: Tensor, shade: float = 1.0) -> Tensor:
+        """OKLab distance (B, R, C) of cells (B, 3, R, C) to the nearest promised colour; infinite where none is."""
+        each = [
+            torch.where(self.given[:, k, None, None], distance(cells, self.lab[:, :, k, None, None], shade), torch.inf)
+            for k in range(self.given.shape[1])
+        ]
+        return torch.stack(each).amin(0)
