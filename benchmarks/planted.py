@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from benchmarks.colour import oklab
 from benchmarks.pictures import SIDE, Picture, Pixels, Sprite, blur, canvas, enlarge, random_colour, store
 from schema.prompts import Expectation
 
@@ -119,24 +120,6 @@ def two_coloured(some: Sequence[Sprite], rng: random.Random) -> Iterator[Picture
         codes = tuple("#" + "".join(f"{v:02x}" for v in colour) for colour in (first, last))
         plain = Picture(f"two-coloured {number}", "two-coloured", enlarge(cells, SIDE, SIDE), True, 16)
         yield replace(plain, expectation=Expectation(background=codes))
-
-
-def oklab(pixels: Pixels) -> Values:
-    """sRGB bytes (..., 3) to OKLab (Ottosson 2020)."""
-    value = pixels / 255
-    linear = np.where(value > 0.04045, ((value + 0.055) / 1.055) ** 2.4, value / 12.92)
-    cones = np.cbrt(linear @ _LMS.T)
-    return np.asarray(cones @ _LAB.T)
-
-
-_LMS = np.array([
-    [0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
-    [0.0883024619, 0.2817188376, 0.6299787005],
-])  # fmt: skip
-_LAB = np.array([
-    [0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
-    [0.0259040371, 0.7827717662, -0.8086757660],
-])  # fmt: skip
 
 
 def _near_pair(rng: random.Random) -> Pixels:
