@@ -76,11 +76,12 @@ def strays(rng: random.Random) -> Iterator[Picture]:
         for n in range(6):
             side = rng.choice((24, 32, 64))
             colours = far_colours(8, rng)
-            cells, planted = _strewn(_areas(colours[:4], side, rng), colours[4:], share, rng)
+            cells = _strewn(_areas(colours[:4], side, rng), colours[4:], share, rng)
+            lone = _lone_share(cells)
             large = enlarge(cells, SIDE, SIDE)
             name = f"{share:.0%} stray {n}"
-            yield Picture(name, "stray", large, True, SIDE / side, None, planted)
-            yield Picture(f"{name} q90", "stray", store(large, 90), True, SIDE / side, 90, planted)
+            yield Picture(name, "stray", large, True, SIDE / side, None, lone)
+            yield Picture(f"{name} q90", "stray", store(large, 90), True, SIDE / side, 90, lone)
 
 
 def softened(some: Sequence[Sprite], rng: random.Random) -> Iterator[Picture]:
@@ -153,29 +154,34 @@ def _figure(cells: Pixels, rng: random.Random) -> None:
 
 
 def _areas(colours: Pixels, side: int, rng: random.Random) -> Pixels:
-    """Overlapping rectangles, none thinner than three cells where it shows."""
-    blocks = np.zeros((side // 4, side // 4), int)
-    for n in range(12):
-        top, left = (rng.randrange(side // 4 - 1) for _ in range(2))
-        blocks[top : top + rng.randint(1, 5), left : left + rng.randint(1, 5)] = n % len(colours)
-    return colours[blocks.repeat(4, 0).repeat(4, 1)]
+    """Overlapping rectangles of two cells and more a side."""
+    index = np.zeros((side, side), int)
+    for n in range(16):
+        top, left = (rng.randrange(side - 2) for _ in range(2))
+        index[top : top + rng.randint(2, side // 3), left : left + rng.randint(2, side // 3)] = n % len(colours)
+    return colours[index]
 
 
-def _strewn(cells: Pixels, colours: Pixels, share: float, rng: random.Random) -> tuple[Pixels, float]:
-    """Cells with lone ones of other colours, no two of them neighbours; and the share that they are."""
+def _strewn(cells: Pixels, colours: Pixels, share: float, rng: random.Random) -> Pixels:
+    """Cells with lone ones of other colours, no two of them neighbours."""
     side = len(cells)
     cells, taken = cells.copy(), np.zeros((side + 2, side + 2), bool)
     places = [(y, x) for y in range(side) for x in range(side)]
     rng.shuffle(places)
-    planted = 0
+    left = round(share * side * side)
     for y, x in places:
-        if planted >= round(share * side * side):
-            break
-        if not taken[y : y + 3, x : x + 3].any():
+        if left and not taken[y : y + 3, x : x + 3].any():
             taken[y + 1, x + 1] = True
             cells[y, x] = colours[rng.randrange(len(colours))]
-            planted += 1
-    return cells, planted / (side * side)
+            left -= 1
+    return cells
+
+
+def _lone_share(cells: Pixels) -> float:
+    """Cells unlike all their neighbours, counted."""
+    framed = np.pad(cells.astype(int), ((1, 1), (1, 1), (0, 0)), constant_values=-1)
+    beside = (framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:])
+    return float(np.all([(cells != other).any(2) for other in beside], axis=0).mean())
 
 
 def _noised(pixels: Pixels, sigma: float, noise: np.random.Generator) -> Pixels:
