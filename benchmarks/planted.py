@@ -31,13 +31,13 @@ _SMOOTHERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling
 
 
 def palettes(rng: random.Random) -> Iterator[Picture]:
-    """k colours far apart on 24 x 24 cells, in patches of four cells; as PNG and as JPEG."""
+    """k colours far apart on 24 x 24 cells, each on two or more; as PNG and as JPEG."""
     for k in PALETTES:
         for n in range(3):
             colours = far_colours(k, rng)
-            patches = [*range(k), *(rng.randrange(k) for _ in range(144 - k))]
-            rng.shuffle(patches)
-            cells = colours[np.array(patches).reshape(12, 12).repeat(2, 0).repeat(2, 1)]
+            index = [*range(k), *range(k), *(rng.randrange(k) for _ in range(24 * 24 - 2 * k))]
+            rng.shuffle(index)
+            cells = colours[np.reshape(index, (24, 24))]
             large = enlarge(cells, SIDE, SIDE)
             yield Picture(f"{k} colours {n}", "palette", large, True, SIDE / 24, None, k)
             yield Picture(f"{k} colours {n} q90", "palette", store(large, 90), True, SIDE / 24, 90, k)
