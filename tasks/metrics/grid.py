@@ -19,6 +19,8 @@ STEP = 82
 _CAP = 512  # 0.125: an edge counts up to here, one strong contour must not decide
 _FALLBACK_CELLS = 32
 _INSET = 0.22
+_NEAR = 0.93
+_MULTIPLE = 0.80
 _LOOSE = 0.97  # what a comb that forgives a pixel is worth
 _LOOSE_FROM = 5.0
 _LOOSE_LINES = 15  # on fewer it would fit anything
@@ -52,6 +54,8 @@ class Grid:
         scale: size of an art pixel in pixels; of a stand-in grid where none was found.
         left, top: where the first whole cell starts, in pixels.
         confidence: 0-1, edge energy on the grid beyond chance.
+        evenness: lines that hold the energy, effectively, as a share of the lines between the first and the last:
+            art drawn cell by cell uses them alike, a layout of large shapes does not.
         found: False where there is no grid.
     """
 
@@ -59,6 +63,7 @@ class Grid:
     left: Tensor
     top: Tensor
     confidence: Tensor
+    evenness: Tensor
     found: Tensor
 
 
@@ -88,21 +93,26 @@ def detect_grid(edges: Edges, height: int, width: int) -> Grid:
     scales = _scales(width, height)
     sides = [_comb(width, scales, device), _comb(height, scales, device)]
     profiles = [_profile(edges.across, 1), _profile(edges.down, 2)]  # (B, W-1), (B, H-1)
-    kappas, totals = zip(*(_on_combs(p, c) for p, c in zip(profiles, sides, strict=True)), strict=True)
+    energies = [_Energy.of(p) for p in profiles]
+    kappas = [_on_combs(e, c) for e, c in zip(energies, sides, strict=True)]
+    totals = [e.total for e in energies]
     best = [_best_offsets(k, c.which, len(scales)) for k, c in zip(kappas, sides, strict=True)]
     weight = (totals[0] + totals[1]).clamp_min(1)[:, None]
     score = ((best[0] * totals[0][:, None] + best[1] * totals[1][:, None]) / weight).clamp_min(0)  # (B, S)
     # Divisors of the true scale score as well, multiples lose half: take the largest near the best.
-    near = score >= 0.93 * score.amax(1, keepdim=True)
+    best_score, best_place = score.max(1, keepdim=True)
+    sizes = torch.tensor(scales, device=device, dtype=torch.float64)
+    multiple = sizes >= 1.9 * sizes[best_place]
+    near = score >= torch.where(multiple, _MULTIPLE, _NEAR) * best_score
     chosen = torch.where(near, torch.arange(len(scales), device=device), -1).amax(1)
     confidence = score.gather(1, chosen[:, None])[:, 0].clamp(0, 1)
-    scale = torch.tensor(scales, device=device, dtype=torch.float64)[chosen]
+    scale = sizes[chosen]
     left, top = (_offset(k, c, chosen) for k, c in zip(kappas, sides, strict=True))
     found = (confidence > 0.22) & (scale >= 3)
     stand_in = max(1.0, max(width, height) / _FALLBACK_CELLS)
     return Grid(
         torch.where(found, scale, stand_in), torch.where(found, left, 0.0), torch.where(found, top, 0.0),
-        confidence, found,
+        confidence, sum(e.effective * scale / e.extent for e in energies) / 2, found,
     )  # fmt: skip
 
 
@@ -159,15 +169,39 @@ def _profile(edges: Tensor, dim: int) -> Tensor:
     return (energy - energy.median(1, keepdim=True).values * 9 // 8).clamp_min(0)
 
 
-def _on_combs(profile: Tensor, comb: Comb) -> tuple[Tensor, Tensor]:
-    """Share of energy on each comb beyond chance (B, K), and the energy (B,)."""
-    energy = profile.double()
-    total = energy.sum(1)
-    on_comb = energy @ comb.lines.T / 2 / total.clamp_min(1)[:, None]  # whole numbers: exact in any order
+@dataclass(frozen=True)
+class _Energy:
+    """Edge energy of B pictures along one axis.
+
+    Attributes:
+        lines: (B, L) float64 of whole numbers.
+        total: (B,) their sums.
+        effective: (B,) how many lines hold it, effectively.
+        extent: (B,) pixels from the first line with any to the last, at least 1.
+    """
+
+    lines: Tensor
+    total: Tensor
+    effective: Tensor
+    extent: Tensor
+
+    @classmethod
+    def of(cls, profile: Tensor) -> _Energy:
+        lines = profile.double()
+        total = lines.sum(1)
+        place = torch.arange(profile.shape[1], device=profile.device)
+        first = torch.where(profile > 0, place, profile.shape[1]).amin(1)
+        last = torch.where(profile > 0, place, -1).amax(1)
+        effective = total**2 / lines.square().sum(1).clamp_min(1)
+        return cls(lines, total, effective, (last - first).clamp_min(1).double())
+
+
+def _on_combs(energy: _Energy, comb: Comb) -> Tensor:
+    """Share of energy on each comb beyond chance, (B, K)."""
+    on_comb = energy.lines @ comb.lines.T / 2 / energy.total.clamp_min(1)[:, None]  # whole numbers: exact
     kappa = (on_comb - comb.chance) / (1 - comb.chance) * comb.worth
     # Few edges prove nothing: shrink by how many there effectively are.
-    effective = total**2 / energy.square().sum(1).clamp_min(1)
-    return kappa * (effective / (effective + 3))[:, None], total
+    return kappa * (energy.effective / (energy.effective + 3))[:, None]
 
 
 @functools.lru_cache(maxsize=16)

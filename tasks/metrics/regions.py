@@ -140,7 +140,8 @@ def find_hair(parts: Figure, worn: Tensor) -> Hair:
     mask = materials.mask(members) & zone
     mask = mask & _is_solid(mask, _pick(materials.colours, first))[:, None, None]
     second = _second_tone(materials, zone & ~materials.mask(members), parts, _pick(materials.colours, first))
-    second = connected(second & (neighbours(mask | worn) > 0), second)  # a crown may part them
+    held = connected(second & (neighbours(mask | worn) > 0), second)  # a crown may part them
+    second = connected(held & (neighbours(held) >= 3), held)  # mixed colours at an edge are lone cells
     other = _first_largest(materials.count(second))
     return Hair(mask | second, _pick(materials.colours, first), second, _pick(materials.colours, other))
 
@@ -399,7 +400,8 @@ def _shades(colours: Tensor) -> Tensor:
     hued = ~grey[:, :, None] & ~grey[:, None]
     same_hue = hued & (cosine > 0.94) & (lighter < 0.30) & (apart < 0.12)
     both_grey = grey[:, :, None] & grey[:, None] & (lighter < 0.18)
-    return same_hue | both_grey | ((lighter < 0.08) & (apart < 0.05))
+    black = light < 0.32  # the eye tells no hues apart there
+    return same_hue | both_grey | ((lighter < 0.08) & (apart < 0.05)) | (black[:, :, None] & black[:, None])
 
 
 def _ring(valid: Tensor) -> Tensor:

@@ -14,10 +14,15 @@ from tasks.metrics.grid import STEP, Edges, Grid, cell_of_pixels, step
 _PEAK = 164  # 0.04
 _SLACK = 41
 _SMOOTH = (16, 164)  # 0.004 to 0.04
-_STRENGTH = (0.03, 0.06)
+_STRENGTH = (0.035, 0.07)
+_EVENNESS = (0.40, 0.65)
+_UNEVEN_LOSS = 0.38  # patterned backgrounds are uneven too
 _CHANCE = 0.15
 """Grid confidence that smooth pictures reach by chance."""
 
+_TEXTURE = (0.0075, 0.25)
+_DENSE = 18
+_ORDER = 0.30
 _STRAY = 123  # 0.03
 _LATTICE = 256
 """Pixels a side that are compared with their cells: more would tell no more."""
@@ -57,13 +62,15 @@ def measure_style(lab: Tensor, edges: Edges, grid: Grid, cells: Tensor, valid: T
     # The blocks of a much compressed photograph are a grid too, but a faint one.
     faint, clear = _STRENGTH
     strong = ((_visible_step(edges) - faint) / (clear - faint)).clamp(0, 1)
-    gridded = ((grid.confidence - _CHANCE) / 0.5).clamp(0, 1) * strong * grid.found
+    uneven, even = _EVENNESS
+    drawn = 1 - _UNEVEN_LOSS * (1 - ((grid.evenness - uneven) / (even - uneven)).clamp(0, 1))
+    gridded = ((grid.confidence - _CHANCE) / 0.5).clamp(0, 1) * strong * drawn * grid.found
     residual = cell_residual(lab, grid, cells)
     flat = (1 - _total(residual).double() / residual[0].numel() / (0.1 * UNIT)).clamp(0, 1)
     purity = gridded**0.7 * sharp**0.1 * flat**0.2
     gradient = _gradient_share(edges)
     smooth = ((gradient - 0.02) / 0.33).clamp(0, 1)
-    photo = torch.sigmoid(1.6 * (3.2 * smooth + 2 * (1 - sharp) + 1.5 * (1 - gridded) - 3.5))
+    photo = torch.sigmoid(1.6 * (3.2 * smooth + 2 * (1 - sharp) + 1.5 * (1 - gridded) - 3.7))
     return Style(
         100 * sharp, 100 * purity, 100 * photo, 100 * _dithering(cells, valid),
         _total(residual <= STEP).double() / residual[0].numel(), stray_share(cells, valid), gradient, 1 - one_step,
@@ -135,14 +142,15 @@ def _dithering(cells: Tensor, valid: Tensor) -> Tensor:
     detail = 9 * exact - F.avg_pool2d(padded, 3, 1, divisor_override=1)
     power = detail.square().sum(1)
     strength = power.sqrt() / (9 * UNIT)
-    # Texture, not the detail of a face: fine steps far from any strong one.
-    calm = F.max_pool2d(strength[:, None], 5, 1, 2)[:, 0] < 0.08
-    active = valid & calm & (strength > 0.01)
+    fine, coarse = _TEXTURE
+    lively = valid & (strength > fine) & (strength < coarse)
+    # Texture fills an area; the detail of a face does not.
+    active = lively & (F.avg_pool2d(lively[:, None].double(), 5, 1, 2, divisor_override=1)[:, 0] >= _DENSE)
     sign = 1 - 2 * (torch.arange(cells.shape[2], device=cells.device) % 2).double()
     carriers = (sign[:, None] * sign[None, :], sign[None, :].expand(len(sign), -1), sign[:, None].expand(-1, len(sign)))
     around = [F.avg_pool2d(detail * c, 5, 1, 2, divisor_override=1).square().sum(1) for c in carriers]
     total = 25 * F.avg_pool2d(power[:, None], 5, 1, 2, divisor_override=1)[:, 0]
-    ordered = active & (torch.stack(around).amax(0) > 0.35 * total)
+    ordered = active & (torch.stack(around).amax(0) > _ORDER * total)
     textured = active.sum((1, 2)).double()
     quality = ordered.sum((1, 2)) / textured.clamp_min(1)
     amount = textured / valid.sum((1, 2)).clamp_min(1)
