@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from flows.cli_measure import measure, retest
 from schema.errors import NotFoundError, PixelloopError
 
 if TYPE_CHECKING:
@@ -239,6 +240,10 @@ def compare(
     from tasks.reports.terminal import comparison_view
 
     out.print(comparison_view(first, second))
+
+
+app.command()(measure)
+app.command()(retest)
 
 
 def main() -> NoReturn:

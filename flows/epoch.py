@@ -65,10 +65,14 @@ def draw(context: Context, checkpoint: Path | None, number: int | None, epoch_nu
 @task(name="measure", cache_policy=NO_CACHE)
 def measure_epoch(context: Context, run: TrainingRun, epoch_number: int, pictures: Tensor) -> EpochResult:
     """Measure all pictures in one batch and diagnose what is wrong with them."""
-    from tasks.metrics.suite import measure, summarise
+    from tasks.metrics.sets import training_pictures, with_set_measures
+    from tasks.metrics.suite import as_bytes, measure, summarise
+    from tasks.training.dataset import find_pictures
 
-    expectations = [p.expectation for p in context.suite.prompts for _ in context.suite.seeds]
-    metrics = summarise(measure(pictures, expectations))
+    prompts = [p for p in context.suite.prompts for _ in context.suite.seeds]
+    training = training_pictures(tuple(path for path, _ in find_pictures(context.file.dataset_dir)))
+    metrics = summarise(measure(pictures, [p.expectation for p in prompts]))
+    metrics = with_set_measures(metrics, as_bytes(pictures), [p.name for p in prompts], training)
     total = run.all_parameters["max_train_epochs"]
     issues = diagnose_epoch(metrics, epoch_number, int(total or 1), run, context.store.history())
     folder = context.home.base_samples(context.name) if epoch_number == 0 else context.folder(run.number)

@@ -121,6 +121,12 @@ class EpochMetrics(Frozen):
     two_tone_share: float | None = Field(None, description="share of pictures with two-toned hair, 0-1")
     crown_share: float | None = Field(None, description="share of promised crowns that are present, 0-1")
     photorealistic_share: float = Field(0.0, description="share of photorealistic pictures, 0-1")
+    seed_spread: float | None = Field(None, description="standard deviation of `overall` over seeds, mean of prompts")
+    diversity: float | None = Field(
+        None, description="0-100, how outlines differ between prompts; below 35 one face for every prompt"
+    )
+    memorised_share: float | None = Field(None, description="share of pictures that copy a training picture, 0-1")
+    worst_prompts: dict[str, str] = Field({}, description="by attribute, the prompt it is least true to")
     pictures: tuple[PictureMetrics, ...] = ()
 
 

@@ -112,7 +112,7 @@ def detect_grid(edges: Edges, height: int, width: int) -> Grid:
     stand_in = max(1.0, max(width, height) / _FALLBACK_CELLS)
     return Grid(
         torch.where(found, scale, stand_in), torch.where(found, left, 0.0), torch.where(found, top, 0.0),
-        confidence, sum(e.effective * scale / e.extent for e in energies) / 2, found,
+        confidence, torch.stack([e.effective * scale / e.extent for e in energies]).mean(0), found,
     )  # fmt: skip
 
 
