@@ -219,7 +219,7 @@ def _stack(shots: Sequence[Shot], some: Sequence[int], device: str) -> Tensor:
 
 
 def _table(what: str, rows: Sequence[tuple[str, PictureMetrics]]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column(what, no_wrap=True, overflow="fold")
     colours = ("background_colour", "hair_colour") if out.width >= _WIDE else ()
     for heading in (*_COLUMNS.values(), *(name.removesuffix("_colour") for name in colours)):

@@ -12,6 +12,7 @@ from schema.parameters import PARAMETERS, ParameterValue
 from schema.runs import EpochResult, RunHistory
 from tasks.reports import wording
 from tasks.reports.leaderboard import Row
+from tasks.reports.progression import progressions
 
 Figure = dict[str, Any]
 """A plotly figure: ``{"data": [...], "layout": {...}}``."""
@@ -42,6 +43,18 @@ def quality_curves(history: Sequence[RunHistory], base: EpochResult | None, best
     return {"data": data, "layout": layout}
 
 
+def measure_curves(epochs: Sequence[EpochResult]) -> Figure:
+    """Every measure of one run over its epochs, a line each."""
+    numbers = [epoch.epoch_number for epoch in epochs]
+    data = [
+        _line(numbers, list(row.figures), row.measure, _PALETTE[place % len(_PALETTE)], 1.5, "solid")
+        for place, row in enumerate(progressions(epochs))
+    ]
+    layout = _layout("epoch", "0-100", legend=True)
+    layout["xaxis"] |= {"tickformat": "d", "dtick": max(1, len(numbers) // 10)}
+    return {"data": data, "layout": layout}
+
+
 def parameter_scatter(rows: Sequence[Row], name: str) -> Figure:
     """Quality against one parameter; failed runs are crosses, at 0 where they have no quality."""
     kinds = ((False, "runs", "circle", _PALETTE[0]), (True, "failed", "x", _PALETTE[4]))
@@ -66,7 +79,13 @@ def _curve(history: RunHistory, place: int, best: str | None) -> Figure:
 
 
 def _line(
-    x: list[int], y: list[float], name: str, colour: str, width: float, dash: str, mode: str = "lines+markers"
+    x: list[int],
+    y: Sequence[float | None],
+    name: str,
+    colour: str,
+    width: float,
+    dash: str,
+    mode: str = "lines+markers",
 ) -> Figure:
     line = {"color": colour, "width": width, "dash": dash}
     return {"type": "scatter", "mode": mode, "name": name, "x": x, "y": y, "line": line, "marker": {"size": 6}}

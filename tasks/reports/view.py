@@ -14,6 +14,7 @@ from tasks.reports import charts, wording
 from tasks.reports.leaderboard import Row, base_row, differing_parameters, leaderboard
 from tasks.reports.pictures import Picture, embed
 from tasks.reports.predictions import PredictionCheck, check_prediction, check_predictions, tally
+from tasks.reports.progression import Progression, progressions
 
 _LARGE, _SMALL = 1600, 800
 """Longest side in pixels of the best run's sheets, and of all others: a night has hundreds of them."""
@@ -41,6 +42,7 @@ class RunSection:
     changed: Parameters
     unchanged: Parameters
     check: PredictionCheck | None
+    progressions: tuple[Progression, ...]
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def _section(row: Row, history: RunHistory, names: Sequence[str], home: Path, is
         changed={name: settings[name] for name in names if name in settings},
         unchanged={name: settings[name] for name in wording.in_taxonomy_order(set(settings) - set(names))},
         check=check_prediction(history.run),
+        progressions=tuple(progressions(epochs)),
     )
 
 
@@ -207,4 +210,8 @@ def _figures(
     history: Sequence[RunHistory], rows: Sequence[Row], names: Sequence[str], base: EpochResult | None, best: str | None
 ) -> dict[str, charts.Figure]:
     scatters = {f"scatter-{name}": charts.parameter_scatter(rows, name) for name in names}
-    return {"curves": charts.quality_curves(history, base, best), **scatters}
+    figures = {"curves": charts.quality_curves(history, base, best), **scatters}
+    for each in history:
+        if each.run.run_name == best:
+            figures["measures"] = charts.measure_curves([e for e in each.epochs if e.epoch_number > 0])
+    return figures

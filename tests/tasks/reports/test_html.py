@@ -76,6 +76,13 @@ def test_curves_hold_all_measured_runs_and_the_base_model(page: Page) -> None:
     assert lines["night-001"]["line"]["width"] > lines["night-000"]["line"]["width"]
 
 
+def test_the_best_runs_measures_are_followed_over_its_epochs(page: Page) -> None:
+    lines = {line["name"]: line for line in page.figures["measures"]["data"]}
+    assert {"colour", "style", "pixel-art purity", "photorealism"} <= set(lines)
+    assert all(line["x"] == [1, 2, 3, 4, 5] for line in lines.values())
+    assert page.text.count("Measures over the epochs") == 5  # a sixth run has no measured epoch
+
+
 def test_each_varied_parameter_is_drawn_against_quality(page: Page) -> None:
     places = [attributes["data-figure"] for _, attributes in page.tags if "data-figure" in attributes]
     assert sorted(places) == sorted(page.figures)
