@@ -310,10 +310,11 @@ def _run_campaign(campaign_file: Path, home: Path, trials: int | None) -> None:
 
 
 def _program() -> str:
-    """The program as it can be called from here: its name, or its path where `make` has called it."""
-    if shutil.which("pixelloop") or not Path(sys.argv[0]).exists():
+    """The program as it can be called from here: its name, or its path where no environment is activated."""
+    beside = Path(sys.executable).with_name("pixelloop")
+    if shutil.which("pixelloop") or not beside.exists():
         return "pixelloop"
-    return os.path.relpath(sys.argv[0])
+    return min(str(beside), os.path.relpath(beside), key=len)
 
 
 def _closing_words(home: Path, campaign: str) -> None:
