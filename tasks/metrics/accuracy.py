@@ -19,7 +19,7 @@ _SHADE = 0.3
 _MINORITY = (0.08, 0.16)
 _COHESION = 0.4
 _APART = 0.14
-_TWO_TONE = 0.35
+_TWO_TONE = 0.57
 _SOLID = 0.05
 _BLEEDS = 0.05
 _OTHERWISE = 0.12
@@ -40,7 +40,7 @@ def two_tone_score(cells: Tensor, hair: Hair) -> Tensor:
     """How much the hair has two hues in two areas, 0-1, (B,); shading of one hue is none.
 
     The second hue must be apart in more than lightness, cover its part, and hold together more than chance
-    would have it.
+    would have it. Where no second tone was found, up to a third tells how much hints at one.
     """
     apart = distance(hair.colour, hair.second_colour, _SHADE)
     second = share(hair.second, hair.mask)
@@ -48,7 +48,8 @@ def two_tone_score(cells: Tensor, hair: Hair) -> Tensor:
     low, high = _MINORITY
     large = ((minority - low) / (high - low)).clamp(0, 1)
     clean = (_cohesion(hair.mask, hair.second) / _COHESION).clamp(0, 1)
-    return large * clean * (apart / _APART).clamp(0, 1)
+    tone = large * clean * (apart / _APART).clamp(0, 1)
+    return torch.where(tone > 0, (1 + 2 * tone) / 3, hair.hint / 3)
 
 
 def is_two_toned(score: Tensor) -> Tensor:

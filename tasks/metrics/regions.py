@@ -24,6 +24,10 @@ _NEAR = 0.055
 _DARK = 0.30 * UNIT
 _SHADE = 0.15
 _OTHER_HUE = 0.06
+_CLEARLY = 0.14
+_LIKE_SKIN = 0.07
+_NOT_SKIN = 0.10
+_SKIN_SHADE = 0.3
 _MIN_HAIR = 4
 _MIN_STRANDS = 5
 _MIN_SECOND = 4
@@ -98,12 +102,14 @@ class Hair:
         colour: (B, 3) the most frequent colour of its first hue, OKLab units.
         second: (B, N, N) its cells that have another hue.
         second_colour: (B, 3) the most frequent of those; means nothing where there are none.
+        hint: (B,) 0-1, how much of one other hue touches the hair, whether or not it is enough to call it a tone.
     """
 
     mask: Tensor
     colour: Tensor
     second: Tensor
     second_colour: Tensor
+    hint: Tensor
 
     @property
     def found(self) -> Tensor:
@@ -139,30 +145,48 @@ def find_hair(parts: Figure, worn: Tensor) -> Hair:
     first, members = _largest_material(materials, hair_zone(bare, parts.face))
     mask = materials.mask(members) & zone
     mask = mask & _is_solid(mask, _pick(materials.colours, first))[:, None, None]
-    second = _second_tone(materials, zone & ~materials.mask(members), parts, _pick(materials.colours, first))
+    rest = zone & ~materials.mask(members)
+    second = _second_tone(materials, rest, parts, _pick(materials.colours, first))
     held = connected(second & (neighbours(mask | worn) > 0), second)  # a crown may part them
     second = connected(held & (neighbours(held) >= 3), held)  # mixed colours at an edge are lone cells
     other = _first_largest(materials.count(second))
-    return Hair(mask | second, _pick(materials.colours, first), second, _pick(materials.colours, other))
+    hint = _hint(materials, rest, mask, parts, _pick(materials.colours, first))
+    return Hair(mask | second, _pick(materials.colours, first), second, _pick(materials.colours, other), hint)
 
 
 def _second_tone(materials: Materials, rest: Tensor, parts: Figure, first: Tensor) -> Tensor:
     """What else is in the hair's place and of another hue than its first colour (B, 3), (B, N, N).
 
-    Clothes reach up to the chin, eyes up to the fringe, and outlines run everywhere: a second tone of hair is hardly
-    seen below or inside the face, and is more than a dark line.
+    Clothes reach up to the chin, eyes up to the fringe, ears and necks are shades of skin, and outlines run
+    everywhere: a second tone of hair is hardly seen below or inside the face, and is more than a dark line.
     """
     here, everywhere = materials.count(rest), materials.count(parts.figure & ~parts.skin)
     inside, above = materials.count(parts.face), materials.count(rest & parts.above_face)
     eyes = (2 * inside >= everywhere) & (5 * above < everywhere)
-    local = (5 * here >= everywhere) & ~eyes & (100 * materials.count(parts.chest) < 36 * everywhere)
-    # Ears and necks are shades of skin, and not above the face.
-    ear = _row(materials.shades, parts.skin_index) & (3 * above < here)
-    hue = distance(materials.colours.transpose(1, 2), first[..., None], _SHADE) > _OTHER_HUE
+    local = (5 * here >= everywhere) & ~eyes & (4 * materials.count(parts.chest) < everywhere)
+    hues = materials.colours.transpose(1, 2)
+    ear = distance(hues, parts.skin_colour[..., None], _SKIN_SHADE) < _LIKE_SKIN
+    hue = distance(hues, first[..., None], _SHADE) > _OTHER_HUE
     blocks = materials.count_solid(rest)
     line = (materials.colours[..., 0] < _DARK) & (2 * blocks < materials.count(rest))
     second = materials.mask(local & hue & ~line & ~ear) & rest
     return second & (second.sum((1, 2)) >= _MIN_SECOND)[:, None, None]
+
+
+def _hint(materials: Materials, rest: Tensor, mask: Tensor, parts: Figure, first: Tensor) -> Tensor:
+    """How much of one hue, other than the hair's first colour (B, 3) and skin, is beside the hair, 0-1, (B,)."""
+    here, near_hair, chest, everywhere = (
+        _sum_over(materials.shades, materials.count(region)).double()
+        for region in (rest, rest & (neighbours(mask) > 0), parts.chest, parts.figure & ~parts.skin)
+    )
+    size = mask.sum((1, 2)).double()[:, None]
+    minority = 2 * torch.minimum(here, size) / (here + size).clamp_min(1)
+    own = (near_hair / here.clamp_min(1)) * (1 - chest / everywhere.clamp_min(1)).clamp_min(0)
+    hues = materials.colours.transpose(1, 2)
+    apart = distance(hues, first[..., None], _SHADE)
+    skin = distance(hues, parts.skin_colour[..., None], _SKIN_SHADE)
+    likely = minority * own * (apart / _CLEARLY).clamp(max=1) * (skin / _NOT_SKIN).clamp(max=1)
+    return torch.where(materials.live & (apart > _OTHER_HUE), likely, 0.0).amax(1)
 
 
 def _is_solid(mask: Tensor, colour: Tensor) -> Tensor:
