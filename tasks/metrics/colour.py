@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import kornia.color
 import torch
@@ -29,10 +30,9 @@ def oklab(pixels: Tensor) -> Tensor:
         (B, 3, ...) int32 in units of 1 / `UNIT`, within 0.002 of the real value; L in [0, 4096].
     """
     linear, cube_root = _tables(pixels.device)
-    red, green, blue = (_look_up(linear, channel.int()) for channel in pixels.unbind(1))
-    cones = [_look_up(cube_root, (red * r + green * g + blue * b) >> 14) for r, g, b in _LMS]  # 16 + 14 bits fit
-    channels = [(cones[0] * i + cones[1] * j + cones[2] * k + (1 << 15)) >> 16 for i, j, k in _LAB]
-    return torch.stack(channels, dim=1)
+    light = _look_up(linear, pixels.int()).unbind(1)
+    cones = [_look_up(cube_root, _combine(light, row).__irshift__(14)) for row in _LMS]  # 16 + 14 bits fit
+    return torch.stack([_combine(cones, row).add_(1 << 15).__irshift__(16) for row in _LAB], dim=1)
 
 
 def distance(colours: Tensor, other: Tensor, shade: float = 1.0) -> Tensor:
@@ -46,6 +46,14 @@ def distance(colours: Tensor, other: Tensor, shade: float = 1.0) -> Tensor:
     delta[:, 0] = delta[:, 0] * round(10 * shade)
     delta[:, 1:] = delta[:, 1:] * 10
     return delta.square().sum(1).double().sqrt() / (10 * UNIT)
+
+
+def _combine(planes: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
+    """Weighted sum of planes of whole numbers, in one buffer: memory is what it costs."""
+    total = planes[0] * weights[0]
+    for plane, weight in zip(planes[1:], weights[1:], strict=True):
+        total.add_(plane, alpha=weight)
+    return total
 
 
 def _look_up(table: Tensor, index: Tensor) -> Tensor:

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-STEP = 82
-"""OKLab distance that is just seen, 0.02."""
+from tasks.metrics.scan import Scan
 
-_CAP = 512  # 0.125: an edge counts up to here, one strong contour must not decide
 _FALLBACK_CELLS = 32
 _INSET = 0.22
 _NEAR = 0.93
@@ -24,26 +22,6 @@ _MULTIPLE = 0.80
 _LOOSE = 0.97  # what a comb that forgives a pixel is worth
 _LOOSE_FROM = 5.0
 _LOOSE_LINES = 15  # on fewer it would fit anything
-
-
-@dataclass(frozen=True)
-class Edges:
-    """Steps between neighbouring pixels, in OKLab units: across columns (B, H, W-1) and rows (B, H-1, W), int32."""
-
-    across: Tensor
-    down: Tensor
-
-    @classmethod
-    def of(cls, lab: Tensor) -> Edges:
-        """Edges of OKLab pictures (B, 3, H, W) in whole units."""
-        return cls(step(lab[..., 1:], lab[..., :-1]), step(lab[..., 1:, :], lab[..., :-1, :]))
-
-
-def step(first: Tensor, second: Tensor) -> Tensor:
-    """OKLab distance of (B, 3, ...) in whole units, int32: a rounded root of an exact number, so exact itself."""
-    light, a, b = (first - second).unbind(1)
-    square = (light * light).add_(a * a).add_(b * b)
-    return square.float().sqrt_().int()
 
 
 @dataclass(frozen=True)
@@ -87,13 +65,13 @@ class Comb:
     worth: Tensor
 
 
-def detect_grid(edges: Edges, height: int, width: int) -> Grid:
+def detect_grid(scan: Scan) -> Grid:
     """Find each picture's grid; whole numbers as far as the score, so that no batch or device changes it."""
-    device = edges.across.device
+    device = scan.energy_across.device
+    width, height = scan.energy_across.shape[1] + 1, scan.energy_down.shape[1] + 1
     scales = _scales(width, height)
     sides = [_comb(width, scales, device), _comb(height, scales, device)]
-    profiles = [_profile(edges.across, 1), _profile(edges.down, 2)]  # (B, W-1), (B, H-1)
-    energies = [_Energy.of(p) for p in profiles]
+    energies = [_Energy.of(lines) for lines in (scan.energy_across, scan.energy_down)]
     kappas = [_on_combs(e, c) for e, c in zip(energies, sides, strict=True)]
     totals = [e.total for e in energies]
     best = [_best_offsets(k, c.which, len(scales)) for k, c in zip(kappas, sides, strict=True)]
@@ -163,12 +141,6 @@ def cell_of_pixels(cells: Tensor, grid: Grid, rows: Tensor, columns: Tensor) -> 
     return found.view(len(cells), 3, len(rows), len(columns))
 
 
-def _profile(edges: Tensor, dim: int) -> Tensor:
-    """Edge energy at each line (B, L), less the texture that every line has."""
-    energy = (edges - STEP).clamp_(0, _CAP).sum(dim, dtype=torch.int32).long()
-    return (energy - energy.median(1, keepdim=True).values * 9 // 8).clamp_min(0)
-
-
 @dataclass(frozen=True)
 class _Energy:
     """Edge energy of B pictures along one axis.
@@ -186,7 +158,9 @@ class _Energy:
     extent: Tensor
 
     @classmethod
-    def of(cls, profile: Tensor) -> _Energy:
+    def of(cls, energy: Tensor) -> _Energy:
+        # Less the texture that every line has.
+        profile = (energy - energy.median(1, keepdim=True).values * 9 // 8).clamp_min(0)
         lines = profile.double()
         total = lines.sum(1)
         place = torch.arange(profile.shape[1], device=profile.device)

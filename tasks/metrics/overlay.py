@@ -10,8 +10,6 @@ from PIL import Image
 from torch import Tensor
 
 from schema.prompts import Expectation
-from tasks.metrics.colour import oklab
-from tasks.metrics.grid import Edges
 from tasks.metrics.suite import View, as_bytes, view
 
 PAINT = {
@@ -32,9 +30,7 @@ def save_overlays(images: Tensor, expectations: Sequence[Expectation], files: Se
         expectations: B promises: accessories are looked for by them.
         files: B files to write, in folders that exist.
     """
-    pixels = as_bytes(images)
-    lab = oklab(pixels)
-    seen = view(pixels, lab, Edges.of(lab), expectations)
+    seen = view(as_bytes(images), expectations)
     for index, file in enumerate(files):
         _overlay(seen, index).save(file)
 

@@ -22,10 +22,11 @@ from tasks.metrics.accuracy import (
     two_tone_score,
 )
 from tasks.metrics.colour import distance, hex_code, oklab
-from tasks.metrics.grid import Edges, Grid, detect_grid, sample_cells
+from tasks.metrics.grid import Grid, detect_grid, sample_cells
 from tasks.metrics.palette import Palette, palette_score, palette_size
 from tasks.metrics.promises import Promises
 from tasks.metrics.regions import Figure, Hair, dominant_colour, find_figure, find_hair
+from tasks.metrics.scan import Scan
 from tasks.metrics.style import Style, measure_style
 
 COLOUR_WEIGHTS = {
@@ -50,6 +51,7 @@ _STRAY = (0.10, 0.45)
 class View:
     """B pictures of one size taken apart: their grid, cells and regions."""
 
+    scan: Scan
     grid: Grid
     cells: Tensor  # (B, 3, N, N) int32 OKLab
     cells_rgb: Tensor  # (B, 3, N, N) uint8
@@ -84,13 +86,13 @@ def measure(images: Tensor, expectations: Sequence[Expectation]) -> list[Picture
 
 def as_bytes(images: Tensor) -> Tensor:
     """Pictures as a PNG file would hold them, uint8."""
-    return images if images.dtype == torch.uint8 else (images.float() * 255).round().clamp(0, 255).byte()
+    return images if images.dtype == torch.uint8 else (images.float() * 255).round_().clamp_(0, 255).byte()
 
 
-def view(pixels: Tensor, lab: Tensor, edges: Edges, expectations: Sequence[Expectation]) -> View:
-    """Find grid, cells and regions of pictures (B, 3, H, W) uint8, given in OKLab and by their edges too."""
-    height, width = pixels.shape[2:]
-    grid = detect_grid(edges, height, width)
+def view(pixels: Tensor, expectations: Sequence[Expectation]) -> View:
+    """Find grid, cells and regions of pictures (B, 3, H, W) uint8."""
+    scan = Scan.of(pixels)
+    grid = detect_grid(scan)
     cells_rgb, valid = sample_cells(pixels, grid)
     cells = oklab(cells_rgb)
     promises = {name: Promises.of(expectations, name, pixels.device) for name in Expectation.model_fields}
@@ -98,7 +100,7 @@ def view(pixels: Tensor, lab: Tensor, edges: Edges, expectations: Sequence[Expec
     looked_for = [kind for kind in KINDS if promises[kind].any.any()]
     worn = {kind: find_accessory(kind, cells, parts, promises[kind], promises["hair"]) for kind in looked_for}
     covered = torch.stack([torch.zeros_like(valid), *(found.cells for found in worn.values())]).any(0)
-    return View(grid, cells, cells_rgb, valid, parts, find_hair(parts, covered), worn, covered, promises)
+    return View(scan, grid, cells, cells_rgb, valid, parts, find_hair(parts, covered), worn, covered, promises)
 
 
 def summarise(pictures: Sequence[PictureMetrics]) -> EpochMetrics:
@@ -118,10 +120,8 @@ def summarise(pictures: Sequence[PictureMetrics]) -> EpochMetrics:
 
 
 def _measure(pixels: Tensor, expectations: Sequence[Expectation]) -> list[PictureMetrics]:
-    lab = oklab(pixels)
-    edges = Edges.of(lab)
-    seen = view(pixels, lab, edges, expectations)
-    style = measure_style(lab, edges, seen.grid, seen.cells, seen.valid)
+    seen = view(pixels, expectations)
+    style = measure_style(seen.scan, seen.grid, seen.cells, seen.valid)
     size = palette_size(Palette.of(seen.cells, seen.valid))
     colours, looks = _colour_columns(seen), _style_columns(style, size, seen.grid.found)
     facts, worn = _facts(seen, style, size), _accessory_columns(seen)
