@@ -86,7 +86,10 @@ def measure(images: Tensor, expectations: Sequence[Expectation]) -> list[Picture
 
 def as_bytes(images: Tensor) -> Tensor:
     """Pictures as a PNG file would hold them, uint8."""
-    return images if images.dtype == torch.uint8 else (images.float() * 255).round_().clamp_(0, 255).byte()
+    if images.dtype == torch.uint8:
+        return images
+    pieces = images.split(4)  # copies of a piece stay in the cache
+    return torch.cat([(piece.float() * 255).round_().clamp_(0, 255).byte() for piece in pieces])
 
 
 def view(pixels: Tensor, expectations: Sequence[Expectation]) -> View:
