@@ -18,7 +18,7 @@ from tasks.metrics.scan import Scan
 _FALLBACK_CELLS = 32
 _INSET = 0.22
 _NEAR = 0.93
-_MULTIPLE = 0.80
+_MULTIPLE = 0.87
 _LOOSE = 0.97  # what a comb that forgives a pixel is worth
 _LOOSE_FROM = 5.0
 _LOOSE_LINES = 15  # on fewer it would fit anything
