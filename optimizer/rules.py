@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from schema.errors import ConfigError
-from schema.parameters import PARAMETERS, Kind, Parameter, ParameterValue, parameter
+from schema.parameters import PARAMETERS, Parameter, ParameterValue, parameter
+from schema.taxonomy import Kind
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,

@@ -13,7 +13,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optimizer.rules import Rule, text_of
 from schema.campaign import CampaignFile, Choices, Range
 from schema.errors import ConfigError
-from schema.parameters import PARAMETERS, Kind, Parameters, ParameterValue, parameter, with_defaults
+from schema.parameters import PARAMETERS, Parameters, ParameterValue, parameter, with_defaults
+from schema.taxonomy import Kind
 
 _NEUTRAL = 0.5
 """Where a parameter that has no effect is put on its axis: it must look the same whatever it is set to."""

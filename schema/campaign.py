@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from schema.base import Frozen, load_toml
 from schema.errors import ConfigError
-from schema.parameters import Kind, Parameters, ParameterValue, check_parameters, parameter
+from schema.parameters import Parameters, ParameterValue, check_parameters, parameter
+from schema.taxonomy import Kind
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
 

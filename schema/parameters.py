@@ -1,8 +1,4 @@
-"""The taxonomy: every training parameter once, under kohya's name.
-
-Sources of names, defaults and meanings: the argument parsers of kohya's sd-scripts 0.10. Ranges
-are the span in which a search makes sense for a character LoRA, not what the trainer accepts.
-"""
+"""Training parameters: looked up, checked and filled up by the taxonomy."""
 
 from __future__ import annotations
 
@@ -10,13 +6,13 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Any
 
 from pydantic import model_validator
 
 from schema.base import Frozen
 from schema.errors import ConfigError
+from schema.taxonomy import ROWS, Category, Kind
 
 ParameterValue = bool | int | float | str | None
 """Value of one training parameter, as kohya's TOML knows it."""
@@ -25,28 +21,7 @@ Parameters = dict[str, ParameterValue]
 """Training parameters by kohya's name."""
 
 
-class Kind(StrEnum):
-    """Type of a parameter's value."""
-
-    FLOAT = "float"
-    INT = "int"
-    BOOL = "bool"
-    STR = "str"
-
-
 _TYPES: dict[Kind, Any] = {Kind.FLOAT: float, Kind.INT: int, Kind.BOOL: bool, Kind.STR: str}
-
-
-class Category(StrEnum):
-    """What a parameter is about; diagnoses are sorted by it."""
-
-    ARCHITECTURE = "architecture"
-    DYNAMICS = "dynamics"
-    CAPTIONS = "captions"
-    DATA = "data"
-    LOSS = "loss"
-    RESOURCES = "resources"
-    PROGRESSION = "progression"
 
 
 class Parameter(Frozen):
@@ -116,104 +91,7 @@ class Parameter(Frozen):
         return result
 
 
-_F, _I, _B, _S = Kind.FLOAT, Kind.INT, Kind.BOOL, Kind.STR
-_SCHEDULERS = (
-    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
-)  # fmt: skip
-_OPTIMIZERS = ("AdamW", "AdamW8bit", "Lion", "Adafactor", "Prodigy", "SGDNesterov")
-
-
-def _of(category: Category, *rows: dict[str, Any]) -> list[Parameter]:
-    return [Parameter(category=category, **row) for row in rows]
-
-
-def _p(name: str, kind: Kind, default: ParameterValue, effect: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "kind": kind, "default": default, "effect": effect, **more}
-
-
-def _search(low: float, high: float, log: bool = False) -> dict[str, Any]:
-    return {"searchable": True, "search_low": low, "search_high": high, "log": log}
-
-
-_ALL: list[Parameter] = [
-    *_of(
-        Category.ARCHITECTURE,
-        _p("network_dim", _I, 4, "rank of the LoRA: capacity; too high learns photographs and noise", low=1, high=1024, **_search(4, 128, log=True)),
-        _p("network_alpha", _F, 1.0, "scale of the update is alpha / dim; acts like a learning rate", low=0, high=1024, **_search(1, 128, log=True)),
-        _p("conv_dim", _I, 0, "rank for 3x3 convolutions (LoCon): texture and edges; 0 is off", low=0, high=1024, **_search(0, 64)),
-        _p("conv_alpha", _F, 1.0, "alpha of the convolution part", low=0, high=1024, **_search(1, 64, log=True)),
-        _p("network_dropout", _F, None, "share of rank activations dropped: against memorising", low=0, high=0.9, **_search(0, 0.3)),
-        _p("network_train_unet_only", _B, False, "text encoder stays as it is", searchable=True),
-        _p("clip_skip", _I, None, "text encoder layers left out, counted from the last (1: none)", low=1, high=12),
-    ),
-    *_of(
-        Category.DYNAMICS,
-        _p("learning_rate", _F, 1e-4, "step size: too low learns nothing, too high collapses", low=0, high=10, **_search(1e-5, 1e-3, log=True)),
-        _p("unet_lr", _F, None, "learning rate of the UNet; learning_rate if left out", low=0, high=10, **_search(1e-5, 1e-3, log=True)),
-        _p("text_encoder_lr", _F, None, "learning rate of the text encoder; learning_rate if left out", low=0, high=10, **_search(1e-6, 1e-3, log=True)),
-        _p("lr_scheduler", _S, "constant", "how the learning rate falls", choices=_SCHEDULERS, searchable=True),
-        _p("lr_warmup_steps", _F, 0.0, "steps of rising learning rate; below 1: share of all steps", low=0, high=1e6, **_search(0, 0.2)),
-        _p("lr_scheduler_num_cycles", _I, 1, "restarts of cosine_with_restarts", low=1, high=100),
-        _p("lr_scheduler_power", _F, 1.0, "power of the polynomial schedule", low=0, high=10),
-        _p("optimizer_type", _S, "AdamW", "rule of the parameter update", choices=_OPTIMIZERS, searchable=True),
-        _p("weight_decay", _F, 0.01, "pull of the weights to zero (kohya: optimizer_args)", low=0, high=1, **_search(1e-4, 0.1, log=True)),
-        _p("max_grad_norm", _F, 1.0, "gradient clipping; 0 is off", low=0, high=1000),
-        _p("train_batch_size", _I, 1, "pictures a step", low=1, high=1024, **_search(1, 16)),
-        _p("gradient_accumulation_steps", _I, 1, "steps whose gradients are summed", low=1, high=1024),
-        _p("seed", _I, 0, "random seed of data order, noise and initial weights", low=0, high=2**32 - 1),
-    ),
-    *_of(
-        Category.PROGRESSION,
-        _p("max_train_epochs", _I, 10, "epochs; quality often peaks before the last", low=1, high=10000, **_search(2, 20)),
-        _p("save_every_n_epochs", _I, 1, "a checkpoint each n epochs", low=1, high=10000),
-        _p("num_repeats", _I, 1, "how often each picture is seen in an epoch", low=1, high=10000, **_search(1, 20)),
-        _p("steps_per_epoch", _I, None, "optimizer steps in one epoch", derived=True),
-        _p("total_steps", _I, None, "optimizer steps in the run", derived=True),
-        _p("total_training_time", _F, None, "seconds of training", derived=True),
-        _p("checkpoint_size_mb", _F, None, "size of one LoRA file", derived=True),
-    ),
-    *_of(
-        Category.CAPTIONS,
-        _p("caption_version", _S, None, "label of the caption set, to compare caption rewrites"),
-        _p("caption_complexity", _S, None, "label of the caption style: tags, sentence, hex codes"),
-        _p("caption_extension", _S, ".txt", "ending of caption files"),
-        _p("keep_tokens", _I, 0, "tags at the front that shuffling and tag dropout leave in place", low=0, high=255, **_search(0, 3)),
-        _p("shuffle_caption", _B, False, "tags in random order at each step", searchable=True),
-        _p("caption_dropout_rate", _F, 0.0, "share of samples trained without caption", low=0, high=1, **_search(0, 0.2)),
-        _p("caption_tag_dropout_rate", _F, 0.0, "share of tags dropped", low=0, high=1, **_search(0, 0.3)),
-        _p("max_token_length", _I, 75, "tokens of a caption that are read", low=75, high=225),
-    ),
-    *_of(
-        Category.DATA,
-        _p("num_images", _I, None, "pictures in the data set", derived=True),
-        _p("resolution", _I, None, "training size in pixels (roadmap: image_resolution); the model's own if left out", low=8, high=4096),
-        _p("color_aug", _B, False, "random colour shifts: spoils exact colours"),
-        _p("flip_aug", _B, False, "random mirror images", searchable=True),
-        _p("enable_bucket", _B, False, "pictures of several aspect ratios"),
-        _p("bucket_no_upscale", _B, False, "small pictures are not enlarged"),
-        _p("bucket_reso_steps", _I, 64, "bucket sizes are multiples of this", low=8, high=1024),
-        _p("min_bucket_reso", _I, 256, "smallest bucket side", low=8, high=8192),
-        _p("max_bucket_reso", _I, 1024, "largest bucket side", low=8, high=8192),
-    ),
-    *_of(
-        Category.LOSS,
-        _p("noise_offset", _F, None, "offset of the noise's mean: very dark and very light pictures", low=0, high=1, **_search(0, 0.15)),
-        _p("min_snr_gamma", _F, None, "evens out the loss over noise levels; 5 is usual", low=0, high=100, **_search(1, 20)),
-        _p("prior_loss_weight", _F, 1.0, "weight of regularisation pictures", low=0, high=10),
-    ),
-    *_of(
-        Category.RESOURCES,
-        _p("mixed_precision", _S, "no", "arithmetic of the forward pass", choices=("no", "fp16", "bf16")),
-        _p("full_fp16", _B, False, "LoRA weights and gradients in fp16"),
-        _p("gradient_checkpointing", _B, False, "less memory, a third slower"),
-        _p("xformers", _B, False, "attention by xformers"),
-        _p("sdpa", _B, True, "attention by PyTorch's fused kernels"),
-        _p("cache_latents", _B, True, "pictures are encoded once"),
-        _p("save_precision", _S, "fp16", "number format of checkpoints", choices=("float", "fp16", "bf16")),
-    ),
-]  # fmt: skip
-
-PARAMETERS: dict[str, Parameter] = {p.name: p for p in _ALL}
+PARAMETERS: dict[str, Parameter] = {row["name"]: Parameter(**row) for row in ROWS}
 """The taxonomy by name."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -32,6 +33,13 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 COLOUR_OF_KIND = {"crown": "#ffd700", "sunglasses": "#1b1d24"}
 """Colour meant where a prompt names a thing without one."""
+
+SamplerName = Literal[
+    "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle",
+    "k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a",
+    "dpm++_2m", "dpm++_2m_karras", "dpm++_2m_sde", "unipc",
+]  # fmt: skip
+"""Kohya's names, and four that others use."""
 
 _HEX = re.compile(r"#[0-9a-fA-F]{6}\b")
 
@@ -103,6 +111,7 @@ class PromptSuite(Frozen):
 
     prompts: tuple[Prompt, ...] = Field(min_length=1)
     negative_prompt: str = ""
+    sampler: SamplerName = Field("ddim", description="method that turns noise into pictures, by kohya's name")
     steps: int = Field(20, ge=1, le=200, description="sampling steps")
     guidance_scale: float = Field(7.0, ge=0, le=30)
     guidance_rescale: float = Field(0.0, ge=0, le=1)

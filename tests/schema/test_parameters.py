@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from schema.errors import ConfigError
 from schema.parameters import (
     PARAMETERS,
-    Kind,
     check_parameters,
     markdown_table,
     parameter,
     parse_setting,
     with_defaults,
 )
+from schema.taxonomy import Kind
 
 ROADMAP = """network_dim network_alpha conv_dim conv_alpha learning_rate unet_lr text_encoder_lr lr_scheduler
 lr_warmup_steps optimizer_type max_train_epochs save_every_n_epochs caption_version caption_complexity
