@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from schema.errors import ConfigError, TrialError
 from schema.prompts import PromptSuite
+from tasks.sampling.lora import LOADING, adapted
+from tasks.sampling.memory import BatchSizes, CudaMemory
+from tasks.sampling.schedulers import scheduler_of
+from tasks.training.models import is_sdxl_checkpoint
 
-_BATCH = 16
-_ADAPTER = "lora"
-# transformers and peft patch torch.nn for all threads while they load: one at a time.
-_LOADING = threading.Lock()
+Job: TypeAlias = tuple[str, int]
+"""Prompt and seed of one picture."""
+
+_LARGE = 256 * 256  # pixels: from here on a batch decoded at once needs more memory than the UNet
 
 
 class Sampler:
-    """A pipeline that is loaded once and draws with one LoRA after another.
+    """A pipeline that is loaded once and draws with one LoRA after another: Stable Diffusion 1.x or XL.
 
     The same suite, checkpoint and device give the same pictures: each is drawn from noise of its own seed,
-    made on the CPU, so that neither the batch nor the device changes it.
+    made on the CPU, so that neither the batch nor the device changes it. Threads that share a sampler draw one
+    after another.
     """
 
     def __init__(self, base_model: str, device: str, threads: int) -> None:
@@ -32,27 +41,21 @@ class Sampler:
 
         Raises:
             ConfigError: it cannot be loaded.
+            TrialError: the device lacks the memory for it.
         """
         torch.set_num_threads(threads)
-        diffusers_logging.set_verbosity_error()
-        diffusers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        self._device = torch.device(device)
-        dtype = torch.float16 if self._device.type == "cuda" else torch.float32
-        try:
-            with _LOADING:
-                self._pipe = _load(base_model, dtype).to(self._device)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"the base model {base_model} cannot be loaded: {reason}") from None
-        # Deterministic and good in few steps; keeps what the model's own scheduler says of its noise.
-        self._pipe.scheduler = DDIMScheduler.from_config(self._pipe.scheduler.config)
-        self._pipe.set_progress_bar_config(disable=True)
+        _be_quiet()
+        self._base_model, self._device = base_model, torch.device(device)
+        on_gpu = self._device.type == "cuda"
+        self._dtype = torch.float16 if on_gpu else torch.float32
+        self._batches = BatchSizes(CudaMemory(self._device) if on_gpu else None)
+        self._drawing = threading.Lock()
+        self._pipe: DiffusionPipeline | None = None
+        self._noise: Mapping[str, Any] = self._ready().scheduler.config  # what the model's own scheduler says of it
 
     @torch.no_grad()
     def draw(self, suite: PromptSuite, checkpoint: Path | None) -> Tensor:
-        """Every prompt with every seed, prompt by prompt.
+        """Every prompt with every seed, prompt by prompt, in as few batches as memory allows.
 
         Args:
             suite: prompts and how to draw them.
@@ -63,44 +66,122 @@ class Sampler:
             broken LoRA makes it, comes out black.
 
         Raises:
-            TrialError: the file is no LoRA for this model.
+            TrialError: the file is no LoRA for this model, or the device lacks the memory for the model and one
+                picture.
+            ConfigError: the base model was released and can no longer be loaded.
         """
-        if checkpoint is not None:
-            self._attach(checkpoint)
-        try:
-            jobs = [(prompt.text, seed) for prompt in suite.prompts for seed in suite.seeds]
-            drawn = [self._draw(suite, jobs[i : i + _BATCH]) for i in range(0, len(jobs), _BATCH)]
-        finally:
-            if checkpoint is not None:
-                self._pipe.unload_lora_weights()
-        return torch.cat(drawn)
+        with self._drawing:
+            pipe = self._ready()
+            try:
+                with adapted(pipe, checkpoint):
+                    return torch.cat(list(self._batches_of(pipe, suite)))
+            finally:
+                self._give_back()
 
-    def _attach(self, checkpoint: Path) -> None:
-        try:
-            with _LOADING:
-                self._pipe.load_lora_weights(str(checkpoint.parent), weight_name=checkpoint.name, adapter_name=_ADAPTER)
-        except (OSError, ValueError, RuntimeError) as error:
-            self._pipe.unload_lora_weights()
-            reason = str(error).strip().splitlines()[0]
-            raise TrialError(f"{checkpoint} cannot be loaded as a LoRA of the base model: {reason}") from None
+    def release(self) -> None:
+        """Give the memory of the device back, after a drawing that is going on; the next drawing takes it again.
 
-    def _draw(self, suite: PromptSuite, jobs: list[tuple[str, int]]) -> Tensor:
-        pictures: Tensor = self._pipe(
-            [text for text, _ in jobs],
-            negative_prompt=[suite.negative_prompt] * len(jobs),
-            num_inference_steps=suite.steps,
-            guidance_scale=suite.guidance_scale,
-            guidance_rescale=suite.guidance_rescale,
-            clip_skip=suite.clip_skip,
-            width=suite.width,
-            height=suite.height,
-            generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in jobs],
-            output_type="pt",
-        ).images
-        return pictures.float().nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
+        From a GPU the model goes to the host's memory, from where it is back in a moment; a CPU forgets it, and
+        the next drawing reads it anew.
+        """
+        with self._drawing:
+            if self._device.type == "cpu":
+                self._pipe = None
+            elif self._pipe is not None:
+                self._pipe.to("cpu")
+            gc.collect()
+            self._give_back()
+
+    def _ready(self) -> DiffusionPipeline:
+        """The pipeline, loaded and on its device."""
+        if self._pipe is None:
+            self._pipe = _load(self._base_model, self._dtype)
+        try:
+            return self._pipe.to(self._device)
+        except torch.OutOfMemoryError:
+            raise TrialError(
+                f"the base model {self._base_model} does not fit into the free memory of {self._device}: "
+                "end what else runs there, or draw while no training does"
+            ) from None
+
+    def _give_back(self) -> None:
+        """What torch keeps in reserve on a GPU is room that the trainer beside lacks."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _batches_of(self, pipe: DiffusionPipeline, suite: PromptSuite) -> list[Tensor]:
+        jobs = [(prompt.text, seed) for prompt in suite.prompts for seed in suite.seeds]
+        pixels = _pixels(pipe, suite)
+        pipe.vae.enable_slicing() if pixels >= _LARGE else pipe.vae.disable_slicing()
+        drawn: list[Tensor] = []
+        while jobs:
+            count = self._batches.of(pixels, len(jobs))
+            if (pictures := self._attempt(pipe, suite, jobs[:count], pixels)) is not None:
+                drawn.append(pictures)
+                jobs = jobs[count:]
+        return drawn
+
+    def _attempt(self, pipe: DiffusionPipeline, suite: PromptSuite, jobs: list[Job], pixels: int) -> Tensor | None:
+        """One batch, or None if it did not fit into memory: the next one will be smaller."""
+        try:
+            with self._batches.watch(pixels, len(jobs)):
+                pipe.scheduler = scheduler_of(suite.sampler, self._noise)
+                return _draw(pipe, suite, jobs)
+        except torch.OutOfMemoryError:
+            if len(jobs) == 1:
+                raise TrialError(
+                    f"not even one picture fits into the free memory of {self._device}: "
+                    "draw smaller ones (width and height of the prompt suite), or while no training runs beside"
+                ) from None
+        # Not before here: the error still held what the batch had taken.
+        self._batches.halve(pixels, len(jobs))
+        self._give_back()
+        return None
+
+
+def _draw(pipe: DiffusionPipeline, suite: PromptSuite, jobs: list[Job]) -> Tensor:
+    pictures: Tensor = pipe(
+        [text for text, _ in jobs],
+        negative_prompt=[suite.negative_prompt] * len(jobs),
+        num_inference_steps=suite.steps,
+        guidance_scale=suite.guidance_scale,
+        guidance_rescale=suite.guidance_rescale,
+        clip_skip=suite.clip_skip,
+        width=suite.width,
+        height=suite.height,
+        generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in jobs],
+        output_type="pt",
+    ).images
+    return pictures.float().nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
+
+
+def _pixels(pipe: DiffusionPipeline, suite: PromptSuite) -> int:
+    """Of one picture."""
+    own = int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
+    return (suite.width or own) * (suite.height or own)
+
+
+def _be_quiet() -> None:
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 def _load(base_model: str, dtype: torch.dtype) -> DiffusionPipeline:
+    try:
+        with LOADING:
+            pipe = _read(base_model, dtype)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"the base model {base_model} cannot be loaded: {reason}") from None
+    pipe.set_progress_bar_config(disable=True)
+    if isinstance(pipe, StableDiffusionXLPipeline):
+        pipe.watermark = None  # made to be unseen by people; the measures would see it
+    return pipe
+
+
+def _read(base_model: str, dtype: torch.dtype) -> DiffusionPipeline:
     if base_model.endswith((".safetensors", ".ckpt")):
-        return StableDiffusionPipeline.from_single_file(base_model, dtype=dtype)
+        kind = StableDiffusionXLPipeline if is_sdxl_checkpoint(Path(base_model)) else StableDiffusionPipeline
+        return kind.from_single_file(base_model, dtype=dtype)
     return DiffusionPipeline.from_pretrained(base_model, dtype=dtype, safety_checker=None)
