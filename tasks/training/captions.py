@@ -1,52 +1,115 @@
 """Captions as kohya's tools prepare them, anew at every step.
 
-Order of the steps (sd-scripts 0.10): dropout of the whole caption; then, only if shuffling or tag dropout is
-on, the caption is split at commas, the first keep_tokens tags stay in place, the rest is shuffled and
-then thinned out, and all is joined by ", ". Otherwise the text stays as it is, byte for byte.
+Order of the steps (sd-scripts 0.10): prefix and suffix; dropout of the whole caption; one of several lines and of
+each {a|b}; then, only if shuffling, warm-up or tag dropout is on, the caption is split into tags that stay and tags
+that are cut by the warm-up, shuffled and thinned out, and all is joined by ", ". Otherwise the text stays as it is,
+byte for byte.
 """
 
 from __future__ import annotations
 
+import math
 import random
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields, replace
 
 from tasks.training.config import TrainingConfig
+
+_WILDCARD = re.compile(r"\{([^{}]+)\}")
+_BRACES = (("{{", "\x00"), ("}}", "\x01"))
 
 
 @dataclass(frozen=True)
 class CaptionRules:
-    """How a caption is changed at each step."""
+    """How a caption is changed at each step: kohya's parameters by their names."""
 
     shuffle_caption: bool = False
     keep_tokens: int = 0
     caption_dropout_rate: float = 0.0
     caption_tag_dropout_rate: float = 0.0
+    caption_dropout_every_n_epochs: int = 0
+    caption_separator: str = ","
+    keep_tokens_separator: str | None = None
+    secondary_separator: str | None = None
+    enable_wildcard: bool = False
+    caption_prefix: str | None = None
+    caption_suffix: str | None = None
+    token_warmup_min: int = 1
+    token_warmup_step: float = 0.0
 
     @classmethod
-    def of(cls, config: TrainingConfig) -> CaptionRules:
-        """The rules of a configuration."""
-        return cls(
-            config.flag("shuffle_caption"),
-            config.integer("keep_tokens"),
-            config.number("caption_dropout_rate"),
-            config.number("caption_tag_dropout_rate"),
-        )
+    def of(cls, config: TrainingConfig, total_steps: int) -> CaptionRules:
+        """The rules of a configuration; a warm-up below 1 is a share of all steps."""
+        values = {field.name: config.parameters[field.name] for field in fields(cls)}
+        warmup = config.number("token_warmup_step")
+        values["token_warmup_step"] = math.floor(warmup * total_steps) if warmup < 1 else warmup
+        return cls(**values)  # type: ignore[arg-type]
 
     @property
     def fixed(self) -> bool:
         """True where a caption is the same at every step."""
-        return not (self.shuffle_caption or self.caption_dropout_rate or self.caption_tag_dropout_rate)
+        random_parts = self.shuffle_caption or self.caption_dropout_rate or self.caption_tag_dropout_rate
+        return not (
+            random_parts or self.caption_dropout_every_n_epochs or self.enable_wildcard or self.token_warmup_step
+        )
 
-    def apply(self, caption: str, rng: random.Random) -> str:
-        """The caption for one step."""
-        if self.caption_dropout_rate and rng.random() < self.caption_dropout_rate:
+    def apply(self, caption: str, rng: random.Random, step: int = 0, epoch: int = 1) -> str:
+        """The caption for one step.
+
+        Args:
+            caption: all lines of the caption file.
+            step: optimizer steps done.
+            epoch: the running one, from 1 on.
+        """
+        every = self.caption_dropout_every_n_epochs
+        dropped = self.caption_dropout_rate and rng.random() < self.caption_dropout_rate
+        if dropped or (every and epoch % every == 0):
             return ""
-        if not (self.shuffle_caption or self.caption_tag_dropout_rate):
-            return caption
-        tags = [tag.strip() for tag in caption.strip().split(",")]
-        kept, rest = tags[: self.keep_tokens], tags[self.keep_tokens :]
+        line = self._line(caption, rng)
+        if self.shuffle_caption or self.caption_tag_dropout_rate or step < self.token_warmup_step:
+            line = self._retagged(line, rng, step)
+        return line.replace(self.secondary_separator, self.caption_separator) if self.secondary_separator else line
+
+    def plain(self, caption: str) -> str:
+        """The caption without anything left to chance."""
+        return replace(self, enable_wildcard=False)._line(caption, random.Random(0))
+
+    def _line(self, caption: str, rng: random.Random) -> str:
+        """One line with prefix and suffix, its wildcards drawn."""
+        lines = caption.splitlines() or [""]
+        line = rng.choice(lines) if self.enable_wildcard else lines[0]
+        line = " ".join(part for part in (self.caption_prefix, line, self.caption_suffix) if part)
+        if not self.enable_wildcard:
+            return line
+        for brace, stand_in in _BRACES:
+            line = line.replace(brace, stand_in)
+        line = _WILDCARD.sub(lambda match: rng.choice(match.group(1).split("|")), line)
+        for brace, stand_in in _BRACES:
+            line = line.replace(stand_in, brace[0])
+        return line
+
+    def _retagged(self, line: str, rng: random.Random, step: int) -> str:
+        kept, tags, ending = self._parts(line)
+        if step < self.token_warmup_step:
+            tags = tags[: self._warm(len(tags), step)]
         if self.shuffle_caption:
-            rng.shuffle(rest)
+            rng.shuffle(tags)
         if self.caption_tag_dropout_rate:
-            rest = [tag for tag in rest if rng.random() >= self.caption_tag_dropout_rate]
-        return ", ".join(kept + rest)
+            tags = [tag for tag in tags if rng.random() >= self.caption_tag_dropout_rate]
+        return ", ".join(kept + tags + ending)
+
+    def _parts(self, line: str) -> tuple[list[str], list[str], list[str]]:
+        """Tags that stay in front, those that may change, and those that stay behind."""
+        if self.keep_tokens_separator and self.keep_tokens_separator in line:
+            parts = [self._tags(part) for part in line.split(self.keep_tokens_separator, 2)]
+            found = [[tag for tag in part if tag] for part in parts]
+            return found[0], found[1], found[2] if len(found) > 2 else []
+        tags = self._tags(line)
+        return tags[: self.keep_tokens], tags[self.keep_tokens :], []
+
+    def _tags(self, text: str) -> list[str]:
+        return [tag.strip() for tag in text.strip().split(self.caption_separator)]
+
+    def _warm(self, many: int, step: int) -> int:
+        """How many of the tags are used at a step of the warm-up."""
+        return math.floor(step * ((many - self.token_warmup_min) / self.token_warmup_step)) + self.token_warmup_min

@@ -18,15 +18,12 @@ from schema.base import Frozen, read_toml
 from schema.errors import ConfigError
 from schema.parameters import PARAMETERS, Parameters, ParameterValue, with_defaults
 
-_PLACES = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "output_name", "cache_dir")
+_PLACES = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "output_name", "reg_data_dir", "cache_dir")
 
 _NEUTRAL: dict[str, tuple[ParameterValue, ...]] = {
     "xformers": (False,),
     "full_fp16": (False,),
     "color_aug": (False,),
-    "enable_bucket": (False,),
-    "prior_loss_weight": (1.0,),
-    "max_token_length": (75,),
 }
 """Parameters this trainer does not support, with the values that ask nothing of it."""
 
@@ -38,6 +35,7 @@ class TrainingConfig(Frozen):
     train_data_dir: Path
     output_dir: Path
     output_name: str = Field("last", min_length=1)
+    reg_data_dir: Path | None = None
     cache_dir: Path | None = None
     parameters: Parameters
 
@@ -117,6 +115,8 @@ def _flatten(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_unsupported(parameters: Parameters, path: Path) -> None:
+    if parameters["max_token_length"] not in (75, 150, 225):
+        raise ConfigError(f"{path}: max_token_length must be 75, 150 or 225, but is {parameters['max_token_length']}")
     for name, neutral in _NEUTRAL.items():
         if parameters[name] not in neutral:
             raise ConfigError(f"{path}: {name} = {parameters[name]!r} is not supported by this trainer: remove it")

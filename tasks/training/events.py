@@ -46,10 +46,19 @@ class EpochEvent(Frozen):
     step: int
     epoch: int
     loss: float = Field(description="mean over the epoch")
+    validation_loss: float | None = Field(None, description="mean over the pictures held back, if there are any")
     checkpoint: str
     seconds: float
     time_trained: float
     peak_memory_mb: float
+
+
+class WarningEvent(Frozen):
+    """Training goes on, but not as it was asked to."""
+
+    kind: Literal["warning"] = "warning"
+    at: float = Field(default_factory=time.time)
+    sentence: str
 
 
 class FailedEvent(Frozen):
@@ -79,7 +88,7 @@ class FinishedEvent(Frozen):
     peak_memory_mb: float
 
 
-Event = StartedEvent | StepEvent | EpochEvent | FailedEvent | StoppedEvent | FinishedEvent
+Event = StartedEvent | StepEvent | EpochEvent | WarningEvent | FailedEvent | StoppedEvent | FinishedEvent
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 

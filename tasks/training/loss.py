@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor
+
+from tasks.training.config import TrainingConfig
+
+_SNR_CAP = 1000.0
 
 
 @dataclass(frozen=True)
@@ -19,16 +24,48 @@ class Noisy:
     timesteps: Tensor  # (B,)
 
 
-class Diffusion:
-    """The forward process of a base model, read from its scheduler's configuration."""
+@dataclass(frozen=True)
+class DiffusionRules:
+    """Kohya's parameters of noise and loss, by their names; None and 0 are off."""
 
-    def __init__(
-        self, scheduler: DDPMScheduler, noise_offset: float, min_snr_gamma: float, device: torch.device
-    ) -> None:
-        self._scheduler, self._offset, self._gamma = scheduler, noise_offset, min_snr_gamma
-        self._kind = str(scheduler.config.prediction_type)
-        alphas = scheduler.alphas_cumprod.to(device)
-        self._snr = alphas / (1 - alphas)  # (T,), on the device: no copy at every step
+    noise_offset: float | None = None
+    noise_offset_random_strength: bool = False
+    adaptive_noise_scale: float | None = None
+    multires_noise_iterations: int | None = None
+    multires_noise_discount: float = 0.3
+    ip_noise_gamma: float | None = None
+    ip_noise_gamma_random_strength: bool = False
+    min_timestep: int | None = None
+    max_timestep: int | None = None
+    v_parameterization: bool = False
+    zero_terminal_snr: bool = False
+    min_snr_gamma: float | None = None
+    scale_v_pred_loss_like_noise_pred: bool = False
+    v_pred_like_loss: float | None = None
+    debiased_estimation_loss: bool = False
+    loss_type: str = "l2"
+    huber_schedule: str = "snr"
+    huber_c: float = 0.1
+    huber_scale: float = 1.0
+
+    @classmethod
+    def of(cls, config: TrainingConfig) -> DiffusionRules:
+        """The rules of a configuration."""
+        return cls(**{field.name: config.parameters[field.name] for field in fields(cls)})  # type: ignore[arg-type]
+
+
+class Diffusion:
+    """The forward process of a base model, read from its scheduler's configuration, and the loss on it."""
+
+    def __init__(self, scheduler: DDPMScheduler, rules: DiffusionRules, device: torch.device) -> None:
+        self._rules = rules
+        self._velocity = rules.v_parameterization or scheduler.config.prediction_type == "v_prediction"
+        alphas = scheduler.alphas_cumprod
+        # The weights keep the schedule as it was: sd-scripts computes them before it moves the last level.
+        self._snr = (alphas / (1 - alphas)).to(device)  # (T,), on the device: no copy at every step
+        if rules.zero_terminal_snr:
+            alphas = _zero_terminal(alphas)
+        self._signal, self._sigma = alphas.sqrt().to(device), (1 - alphas).sqrt().to(device)
 
     def noise(self, latents: Tensor, generator: torch.Generator) -> Noisy:
         """Add noise of random strength.
@@ -37,22 +74,110 @@ class Diffusion:
             latents: (B, C, h, w), scaled.
             generator: on the CPU, so that every device trains on the same noise.
         """
-        size, device = len(latents), latents.device
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        if self._offset:
-            noise += self._offset * torch.randn(size, latents.shape[1], 1, 1, generator=generator).to(device)
-        steps = len(self._snr)
-        timesteps = torch.randint(0, steps, (size,), generator=generator).to(device)
-        noised = self._scheduler.add_noise(latents, noise, timesteps)
-        velocity = self._kind == "v_prediction"
-        target = self._scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
-        return Noisy(noised, target, timesteps)
+        r, device = self._rules, latents.device
+        noise = torch.randn(latents.shape, generator=generator)
+        if r.noise_offset:
+            noise = noise + self._offset(latents, generator)
+        if r.multires_noise_iterations:
+            noise = _pyramid(noise, r.multires_noise_iterations, r.multires_noise_discount, generator)
+        low, high = r.min_timestep or 0, r.max_timestep or len(self._snr)
+        timesteps = torch.randint(low, high, (len(latents),), generator=generator).to(device)
+        seen = noise.to(device)
+        if r.ip_noise_gamma:
+            strength = r.ip_noise_gamma * (_uniform(generator) if r.ip_noise_gamma_random_strength else 1.0)
+            seen = seen + strength * torch.randn(latents.shape, generator=generator).to(device)
+        return self.noised(latents, noise.to(device), timesteps, seen)
 
-    def loss(self, predicted: Tensor, noisy: Noisy) -> Tensor:
-        """Mean squared error, weighted by min-SNR if it is on (Hang et al. 2023, arXiv 2303.09556)."""
-        each = F.mse_loss(predicted.float(), noisy.target.float(), reduction="none").mean((1, 2, 3))  # (B,)
-        if self._gamma:
-            snr = self._snr[noisy.timesteps]
-            weight = snr.clamp(max=self._gamma)
-            each = each * weight / (snr + 1 if self._kind == "v_prediction" else snr)
-        return each.mean()
+    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor, seen: Tensor | None = None) -> Noisy:
+        """Latents with given noise at given levels (B,).
+
+        Args:
+            seen: noise of the input where it is another one than the target's.
+        """
+        signal, sigma = (table[timesteps][:, None, None, None] for table in (self._signal, self._sigma))
+        target = signal * noise - sigma * latents if self._velocity else noise
+        return Noisy(signal * latents + sigma * (noise if seen is None else seen), target, timesteps)
+
+    def loss(
+        self, predicted: Tensor, noisy: Noisy, weights: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """The weighted mean error.
+
+        Args:
+            weights: (B,) of each sample: prior_loss_weight for regularisation pictures.
+            mask: (B, 1, h, w) in [0, 1], what of each picture counts.
+        """
+        each = self._error(predicted.float(), noisy.target.float(), noisy.timesteps)
+        if mask is not None:
+            each = each * mask
+        each = each.mean((1, 2, 3))  # (B,)
+        if weights is not None:
+            each = each * weights
+        return self._weighted(each, self._snr[noisy.timesteps]).mean()
+
+    def _error(self, predicted: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
+        kind = self._rules.loss_type
+        if kind == "l2":
+            return F.mse_loss(predicted, target, reduction="none")
+        if kind == "l1":
+            return F.l1_loss(predicted, target, reduction="none")
+        c = self._huber_c(timesteps)[:, None, None, None]
+        error: Tensor = 2 * (((predicted - target) ** 2 + c**2).sqrt() - c)
+        return error * c if kind == "huber" else error
+
+    def _huber_c(self, timesteps: Tensor) -> Tensor:
+        r = self._rules
+        if r.huber_schedule == "constant":
+            return torch.full(timesteps.shape, r.huber_c * r.huber_scale, device=timesteps.device)
+        if r.huber_schedule == "exponential":
+            return torch.exp(timesteps * (math.log(r.huber_c) / len(self._snr))) * r.huber_scale
+        sigma: Tensor = self._snr[timesteps].rsqrt()
+        return (1 - r.huber_c) / (1 + sigma) ** 2 + r.huber_c
+
+    def _weighted(self, each: Tensor, snr: Tensor) -> Tensor:
+        """Weights by noise level in kohya's order; min-SNR after Hang et al. 2023, arXiv 2303.09556."""
+        r, capped = self._rules, snr.clamp(max=_SNR_CAP)
+        if r.min_snr_gamma:
+            each = each * snr.clamp(max=r.min_snr_gamma) / (snr + 1 if self._velocity else snr)
+        if r.scale_v_pred_loss_like_noise_pred:
+            each = each * capped / (capped + 1)
+        if r.v_pred_like_loss:
+            each = each + each / (capped / (capped + 1)) * r.v_pred_like_loss
+        if r.debiased_estimation_loss:
+            each = each / (capped + 1 if self._velocity else capped.sqrt())
+        return each
+
+    def _offset(self, latents: Tensor, generator: torch.Generator) -> Tensor:
+        r, shape = self._rules, (*latents.shape[:2], 1, 1)
+        strength: float | Tensor = r.noise_offset or 0.0
+        if r.noise_offset_random_strength:
+            strength = strength * _uniform(generator)
+        if r.adaptive_noise_scale:
+            mean = latents.detach().cpu().mean((2, 3), keepdim=True).abs()
+            strength = (strength + r.adaptive_noise_scale * mean).clamp_min(0)
+        return strength * torch.randn(shape, generator=generator)
+
+
+def _uniform(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator))
+
+
+def _pyramid(noise: Tensor, iterations: int, discount: float, generator: torch.Generator) -> Tensor:
+    """Noise with coarser noise on top, brought back to a spread of 1 over the batch."""
+    batch, channels, height, width = noise.shape
+    for i in range(iterations):
+        shrink = (2 + 2 * _uniform(generator)) ** i
+        size = max(1, int(height / shrink)), max(1, int(width / shrink))
+        coarse = torch.randn(batch, channels, *size, generator=generator)
+        noise = noise + F.interpolate(coarse, (height, width), mode="bilinear") * discount**i
+        if 1 in size:
+            break
+    return noise / noise.std()
+
+
+def _zero_terminal(alphas: Tensor) -> Tensor:
+    """Cumulative alphas moved so that the last is 0 (Lin et al. 2023, arXiv 2305.08891, algorithm 1)."""
+    roots = alphas.sqrt()
+    first, last = roots[0].clone(), roots[-1].clone()
+    moved: Tensor = ((roots - last) * first / (first - last)) ** 2
+    return moved

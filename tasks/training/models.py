@@ -4,64 +4,102 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from schema.errors import ConfigError
+
+TextEncoder: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A frozen Stable Diffusion model."""
+    """A frozen Stable Diffusion 1.x or XL model; SDXL has two text encoders."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
+    text_encoders: tuple[TextEncoder, ...]
+    tokenizers: tuple[CLIPTokenizer, ...]
     scheduler: DDPMScheduler
 
     @property
     def native_size(self) -> int:
         """Side in pixels the model was trained at."""
-        return int(self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1))
+        return int(self.unet.config.sample_size * self.shrinks_by)
+
+    @property
+    def shrinks_by(self) -> int:
+        """Pixels a side that one latent stands for."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def text_prefixes(self) -> tuple[str, ...]:
+        """Beginnings of kohya's names of the text encoders' layers."""
+        return ("lora_te",) if len(self.text_encoders) == 1 else ("lora_te1", "lora_te2")
 
 
 def load_base_model(name: str, device: torch.device, dtype: torch.dtype) -> BaseModel:
     """Load the parts, frozen, on the device.
 
     Raises:
-        ConfigError: no such model, or not a Stable Diffusion 1.x.
+        ConfigError: no such model, or neither a Stable Diffusion 1.x nor an XL.
     """
     try:
         model = _from_file(name, dtype) if name.endswith((".safetensors", ".ckpt")) else _from_folder(name, dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"the base model {name} cannot be loaded: {reason}") from None
-    for part in (model.unet, model.vae, model.text_encoder):
+    for part in (model.unet, model.vae, *model.text_encoders):
         part.requires_grad_(False)
         part.to(device)
     return model
 
 
+def is_sdxl_checkpoint(path: Path) -> bool:
+    """Whether a single file holds an SDXL model: it has a second text encoder, under any of its names.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if path.suffix != ".safetensors":
+        return False  # pickled checkpoints are all of the time before SDXL
+    with safe_open(path, "pt") as file:
+        return any(key.startswith("conditioner.embedders.1.") for key in file.keys())  # noqa: SIM118  # no dict
+
+
 def _from_folder(name: str, dtype: torch.dtype) -> BaseModel:
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") != 1):
         raise OSError("there is no such folder")
-    if (Path(name) / "text_encoder_2").exists():
-        raise OSError("it is an SDXL model, which this trainer does not train yet")
+    encoders: list[TextEncoder] = [CLIPTextModel.from_pretrained(name, subfolder="text_encoder", dtype=dtype)]
+    tokenizers = [CLIPTokenizer.from_pretrained(name, subfolder="tokenizer")]
+    unet = UNet2DConditionModel.from_pretrained(name, subfolder="unet", dtype=dtype)
+    if unet.config.addition_embed_type == "text_time":
+        encoders.append(CLIPTextModelWithProjection.from_pretrained(name, subfolder="text_encoder_2", dtype=dtype))
+        tokenizers.append(CLIPTokenizer.from_pretrained(name, subfolder="tokenizer_2"))
     return BaseModel(
-        UNet2DConditionModel.from_pretrained(name, subfolder="unet", dtype=dtype),
+        unet,
         AutoencoderKL.from_pretrained(name, subfolder="vae", dtype=torch.float32),
-        CLIPTextModel.from_pretrained(name, subfolder="text_encoder", dtype=dtype),
-        CLIPTokenizer.from_pretrained(name, subfolder="tokenizer"),
+        tuple(encoders),
+        tuple(tokenizers),
         DDPMScheduler.from_pretrained(name, subfolder="scheduler"),
     )
 
 
 def _from_file(name: str, dtype: torch.dtype) -> BaseModel:
-    from diffusers import StableDiffusionPipeline
-
-    pipe = StableDiffusionPipeline.from_single_file(name, dtype=dtype)
+    sdxl = is_sdxl_checkpoint(Path(name))
+    kind = StableDiffusionXLPipeline if sdxl else StableDiffusionPipeline
+    pipe: Any = kind.from_single_file(name, dtype=dtype)
+    encoders = (pipe.text_encoder, pipe.text_encoder_2) if sdxl else (pipe.text_encoder,)
+    tokenizers = (pipe.tokenizer, pipe.tokenizer_2) if sdxl else (pipe.tokenizer,)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    return BaseModel(pipe.unet, pipe.vae.float(), pipe.text_encoder, pipe.tokenizer, scheduler)
+    return BaseModel(pipe.unet, pipe.vae.float(), encoders, tokenizers, scheduler)

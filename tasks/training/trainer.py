@@ -9,36 +9,42 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from schema.errors import DivergedError
 from schema.parameters import Parameters
 from tasks.training.captions import CaptionRules
-from tasks.training.checkpoint import (
-    checkpoint_path,
-    kohya_metadata,
-    load_state,
-    save_dtype,
-    save_lora,
-    save_state,
-)
+from tasks.training.checkpoint import checkpoint_path, load_state, save_dtype, save_lora, save_state
 from tasks.training.config import TrainingConfig
-from tasks.training.dataset import find_samples
-from tasks.training.events import EpochEvent, Event, FinishedEvent, StartedEvent, StepEvent, StoppedEvent, write_event
-from tasks.training.latents import LatentCache
-from tasks.training.loss import Diffusion
+from tasks.training.data import Batch, TrainingData
+from tasks.training.events import (
+    EpochEvent,
+    Event,
+    FinishedEvent,
+    StartedEvent,
+    StepEvent,
+    StoppedEvent,
+    WarningEvent,
+    write_event,
+)
+from tasks.training.loss import Diffusion, DiffusionRules, Noisy
+from tasks.training.metadata import Progress, kohya_metadata
 from tasks.training.models import load_base_model
-from tasks.training.network import LoRANetwork, adapt_text_encoder, adapt_unet
 from tasks.training.optimizer import make_optimizer, make_schedule
+from tasks.training.plan import NetworkPlan
+from tasks.training.text import TextConditioner
 
 _EXPLODED = 10.0
 """A mean loss this many times the first one counts as diverged."""
+
+_VALIDATED_AT = (0.2, 0.4, 0.6, 0.8)
+"""Noise levels of the validation loss, as shares of all: sd-scripts' 200, 400, 600 and 800."""
 
 
 class Trainer:
@@ -52,7 +58,7 @@ class Trainer:
         """Load everything; `folder` gets events.jsonl and the state.
 
         Raises:
-            ConfigError: the model cannot be loaded, or an optimizer's package is missing.
+            ConfigError: the model cannot be loaded, or a parameter does not suit it.
             BadDataError: the data set cannot be trained on.
         """
         self.config, self.device = config, device
@@ -61,40 +67,34 @@ class Trainer:
         seed = config.integer("seed")
         torch.manual_seed(seed)
         self._captions_rng, self._noise = random.Random(seed), torch.Generator().manual_seed(seed)
-
-        extension, repeats = config.text("caption_extension"), config.integer("num_repeats")
-        self._samples = find_samples(config.train_data_dir, extension, repeats)
         # The frozen weights may be half precision on a GPU; the LoRA itself stays in float32.
         self._autocast = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[config.text("mixed_precision")]
-        model = load_base_model(config.pretrained_model_name_or_path, device, self._autocast or torch.float32)
-        self._unet, self._text, self._tokenizer = model.unet, model.text_encoder, model.tokenizer
-        self._unet.to(memory_format=torch.channels_last)
-        self._latents = self._encode(LatentCache(model.vae, self._size(model.native_size), config.cache_dir, device))
-        self._scale = float(model.vae.config.scaling_factor)
-        gamma, offset = config.number("min_snr_gamma"), config.number("noise_offset")
-        self._diffusion = Diffusion(model.scheduler, offset, gamma, device)
-        self._rules = CaptionRules.of(config)
-        self._networks = self._adapt()
-        weights = [list(network.parameters()) for network in self._networks]
-        self._weights = [p for group in weights for p in group]
-        self._optimizer = make_optimizer(config, weights[0], weights[1] if len(weights) > 1 else [])
+        self._model = load_base_model(config.pretrained_model_name_or_path, device, self._autocast or torch.float32)
+        self._unet = self._model.unet.to(memory_format=torch.channels_last)
+        self.data = TrainingData(config, self._model, device)
+        self._diffusion = Diffusion(self._model.scheduler, DiffusionRules.of(config), device)
+        self._rules = CaptionRules.of(config, self.total_steps)
+        self._text = TextConditioner(
+            self._model, config.integer("clip_skip"), config.integer("max_token_length"), device
+        )
+        plan = NetworkPlan(config, self._model)
+        self._networks = [network.to(device) for network in plan.build()]
+        if len(self._networks) == 1:
+            self._text.freeze()
+        self._weights = [p for network in self._networks for p in network.parameters()]
+        self._optimizer = make_optimizer(config, plan.groups(self._networks))
         self._schedule = make_schedule(config, self._optimizer, self.total_steps)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast is torch.float16)
         self.epoch, self.step, self._position = 0, 0, 0
-        self._order: list[int] = []
+        self._order: list[Batch] = []
         self._losses: list[float] = []
-        self._trained, self._first_loss = 0.0, math.nan
-
-    @property
-    def samples_per_epoch(self) -> int:
-        """Pictures seen in an epoch, repeats counted."""
-        return sum(sample.repeats for sample in self._samples)
+        self._trained, self._first_loss, self._halved = 0.0, math.nan, False
+        self._started = time.time()
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
-        batches = math.ceil(self.samples_per_epoch / self.config.integer("train_batch_size"))
-        return math.ceil(batches / self.config.integer("gradient_accumulation_steps"))
+        return math.ceil(self.data.batches_per_epoch / self.config.integer("gradient_accumulation_steps"))
 
     @property
     def total_steps(self) -> int:
@@ -126,93 +126,123 @@ class Trainer:
     def _epoch(self) -> bool:
         """Train the rest of the running epoch; False if told to stop."""
         if not self._position:
-            self._order = [i for i, sample in enumerate(self._samples) for _ in range(sample.repeats)]
-            self._captions_rng.shuffle(self._order)
-            self._losses = []
+            self._order, self._losses = self.data.batches(self._captions_rng), []
         told, waiting = time.monotonic(), list[Tensor]()
-        for batch, last in self._micro_batches():
+        accumulate = self.config.integer("gradient_accumulation_steps")
+        while self._position < len(self._order):
+            group = self._order[self._position : self._position + accumulate]
             started = time.monotonic()
-            waiting.append(self._micro_step(batch, last))
+            waiting += self._train(group)
+            self._position += len(group)
             self._trained += time.monotonic() - started
-            if last and (time.monotonic() - told > 1 or self.step == 1):
+            if time.monotonic() - told > 1 or self.step == 1:
                 self._tell_step(waiting)
                 told, waiting = time.monotonic(), []
                 self._stop |= os.getppid() != self._parent
-            if last and self._stop:
+            if self._stop:
                 self._losses += [loss.item() for loss in waiting]
                 return False
         if waiting:
             self._tell_step(waiting)
         return True
 
-    def _micro_batches(self) -> Iterator[tuple[list[int], bool]]:
-        """Sample numbers of each micro-batch from the position on, and whether an optimizer step follows."""
-        size, accumulate = self.config.integer("train_batch_size"), self.config.integer("gradient_accumulation_steps")
-        while self._position < len(self._order):
-            batch = self._order[self._position : self._position + size]
-            self._position += len(batch)
-            done = math.ceil(self._position / size)
-            yield batch, done % accumulate == 0 or self._position == len(self._order)
+    def _train(self, group: list[Batch]) -> list[Tensor]:
+        """One optimizer step on a group of batches; their losses.
 
-    def _micro_step(self, batch: list[int], last: bool) -> Tensor:
-        """Loss and gradients of one micro-batch, and the optimizer's step if it is the last one of its group."""
-        captions = [self._rules.apply(self._samples[i].caption, self._captions_rng) for i in batch]
-        noisy = self._diffusion.noise(self._batch_latents(batch), self._noise)
-        with self._cast():
-            text = self._encode_text(captions)
-            predicted = self._unet(noisy.latents, noisy.timesteps, text).sample
-        loss = self._diffusion.loss(predicted, noisy)
-        self._scaler.scale(loss / self.config.integer("gradient_accumulation_steps")).backward()
-        if last:
-            if clip := self.config.number("max_grad_norm"):
-                self._scaler.unscale_(self._optimizer)
-                nn.utils.clip_grad_norm_(self._weights, clip)
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-            self._schedule.step()
+        Out of memory for the first time, batches are trained in halves from then on: the same gradients.
+        """
+        try:
+            losses = self._accumulate(group)
+        except torch.OutOfMemoryError:
+            if self._halved or max(map(len, group)) < 2:
+                raise
+            self._halved = True
             self._optimizer.zero_grad(set_to_none=True)
-            self.step += 1
+            torch.cuda.empty_cache()
+            size = self.config.integer("train_batch_size")
+            self._tell(WarningEvent(sentence=f"out of memory: batches of {size} are trained in halves from now on"))
+            losses = self._accumulate(group)
+        if clip := self.config.number("max_grad_norm"):
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._weights, clip)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return losses
+
+    def _accumulate(self, group: list[Batch]) -> list[Tensor]:
+        """Losses of batches, and their gradients added up."""
+        losses = []
+        for batch in group:
+            parts = [batch[: (len(batch) + 1) // 2], batch[(len(batch) + 1) // 2 :]] if self._halved else [batch]
+            shares = [(part, len(part) / len(batch)) for part in parts if part]
+            losses.append(torch.stack([self._backward(part, share) for part, share in shares]).sum())
+        return losses
+
+    def _backward(self, batch: Batch, share: float) -> Tensor:
+        """Loss of a batch or a share of one, and its gradients."""
+        noisy = self._diffusion.noise(self.data.latents(batch, self._captions_rng, self._noise), self._noise)
+        captions = [
+            self._rules.apply(self.data.caption(i), self._captions_rng, self.step, self.epoch + 1) for i in batch
+        ]
+        predicted = self._predict(noisy, captions, batch)
+        loss = share * self._diffusion.loss(predicted, noisy, self.data.weights(batch), self.data.masks(batch))
+        self._scaler.scale(loss / self.config.integer("gradient_accumulation_steps")).backward()
+        if limit := self.config.number("scale_weight_norms"):
+            for network in self._networks:
+                network.limit_norms(limit)
         return loss.detach()
 
-    def _batch_latents(self, batch: list[int]) -> Tensor:
-        """Scaled samples of the posteriors, (B, C, h, w)."""
-        mean, std = self._latents[0]
-        if len(self._latents) > 1 and self._captions_rng.random() < 0.5:
-            mean, std = self._latents[1]  # mirrored
-        rows = torch.tensor(batch, device=self.device)
-        noise = torch.randn(len(batch), *mean.shape[1:], generator=self._noise).to(self.device)
-        return (mean[rows] + std[rows] * noise) * self._scale
+    def _predict(self, noisy: Noisy, captions: list[str], batch: Batch) -> Tensor:
+        """What the UNet makes of noisy latents and captions."""
+        with self._cast():
+            text = self._text.encode(captions)
+            told = (
+                {"text_embeds": text.pooled, "time_ids": self.data.time_ids(batch)} if text.pooled is not None else None
+            )
+            predicted: Tensor = self._unet(noisy.latents, noisy.timesteps, text.states, added_cond_kwargs=told).sample
+        return predicted
 
-    def _encode_text(self, captions: list[str]) -> Tensor:
-        """Text states (B, tokens, width); clip_skip leaves out the last layers, then normalises."""
-        length = self._tokenizer.model_max_length
-        ids = self._tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        skip = self.config.integer("clip_skip")
-        out = self._text(ids.input_ids.to(self.device), output_hidden_states=skip > 1)
-        if skip > 1:
-            inner = getattr(self._text, "text_model", self._text)
-            states: Tensor = inner.final_layer_norm(out.hidden_states[-skip])
-            return states
-        last: Tensor = out[0]
-        return last
+    @torch.no_grad()
+    def _validate(self) -> float | None:
+        """Mean squared error on the pictures held back, always with the same noise: comparable over epochs."""
+        batches = self.data.validation_batches()
+        if not batches:
+            return None
+        self._networks_train(False)
+        levels = int(self._model.scheduler.config.num_train_timesteps)
+        errors = []
+        for batch in batches:
+            latents = self.data.means(batch)
+            noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(batch[0])).to(self.device)
+            for share in _VALIDATED_AT:
+                noisy = self._diffusion.noised(latents, noise, torch.tensor([int(share * levels)], device=self.device))
+                predicted = self._predict(noisy, [self._rules.plain(self.data.caption(batch[0]))], batch)
+                errors.append(F.mse_loss(predicted.float(), noisy.target.float()))
+        self._networks_train(True)
+        return float(torch.stack(errors).mean())
 
     def _end_epoch(self, seconds: float) -> None:
         """Save checkpoint, event, state, in this order: killed in between, the epoch is only trained again."""
         self.epoch, self._position = self.epoch + 1, 0
         loss = sum(self._losses) / len(self._losses)
+        self._optimizer_mode(training=False)
         if not all(torch.isfinite(p).all() for p in self._weights):
             raise DivergedError(f"the LoRA's weights are not finite after epoch {self.epoch}: lower learning_rate")
         every = self.config.integer("save_every_n_epochs")
         if self.epoch % every == 0 or self.epoch == self.config.integer("max_train_epochs"):
             path = checkpoint_path(self.config, self.epoch)
-            metadata = kohya_metadata(self.config, self.epoch, self.step, self.steps_per_epoch, self.samples_per_epoch)
-            save_lora(path, self._kohya_state(), metadata)
+            save_lora(path, self._kohya_state(), kohya_metadata(self.config, self._progress(), self.data, self._model))
             self._tell(
                 EpochEvent(
-                    step=self.step, epoch=self.epoch, loss=loss, checkpoint=str(path), seconds=seconds,
-                    time_trained=self._trained, peak_memory_mb=self._peak_memory(),
+                    step=self.step, epoch=self.epoch, loss=loss, validation_loss=self._validate(),
+                    checkpoint=str(path), seconds=seconds, time_trained=self._trained,
+                    peak_memory_mb=self._peak_memory(),
                 )
             )  # fmt: skip
+        self._optimizer_mode(training=True)
         self._save_state()
 
     def _kohya_state(self) -> dict[str, Tensor]:
@@ -240,32 +270,25 @@ class Trainer:
         rates = tuple(float(rate) for rate in self._schedule.get_last_lr())
         self._tell(StepEvent(step=self.step, epoch=epoch, loss=mean, learning_rates=rates, time_trained=self._trained))
 
-    def _adapt(self) -> list[LoRANetwork]:
-        """UNet first, then the text encoder unless it stays as it is."""
-        c = self.config
-        rank, alpha, dropout = c.integer("network_dim"), c.number("network_alpha"), c.number("network_dropout")
-        networks = [adapt_unet(self._unet, rank, alpha, c.integer("conv_dim"), c.number("conv_alpha"), dropout)]
-        if not c.flag("network_train_unet_only"):
-            networks.append(adapt_text_encoder(self._text, rank, alpha, dropout))
-        return [network.to(self.device) for network in networks]
-
     def _train_mode(self) -> None:
-        for network in self._networks:
-            network.train()
+        self._networks_train(True)
+        self._optimizer_mode(training=True)
         if self.config.flag("gradient_checkpointing"):
             self._unet.enable_gradient_checkpointing()
             self._unet.train()  # diffusers checkpoints only while training; there is no dropout in it
 
-    def _encode(self, cache: LatentCache) -> list[tuple[Tensor, Tensor]]:
-        """Posteriors of all pictures on the device, and of their mirror images if flip_aug is on."""
-        paths = [sample.path for sample in self._samples]
-        flips = (False, True) if self.config.flag("flip_aug") else (False,)
-        encoded = [cache.encode(paths, flip) for flip in flips]
-        return [(mean.to(self.device), std.to(self.device)) for mean, std in encoded]
+    def _networks_train(self, training: bool) -> None:
+        for network in self._networks:
+            network.train(training)
 
-    def _size(self, native: int) -> tuple[int, int]:
-        side = self.config.integer("resolution") or native
-        return side, side
+    def _optimizer_mode(self, training: bool) -> None:
+        """Schedule-free optimizers keep other weights while they train."""
+        switch = getattr(self._optimizer, "train" if training else "eval", None)
+        if switch is not None:
+            switch()
+
+    def _progress(self) -> Progress:
+        return Progress(self.epoch, self.step, self.steps_per_epoch, self._started)
 
     def _cast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self._autocast) if self._autocast else nullcontext()
@@ -274,7 +297,7 @@ class Trainer:
         return {
             "steps_per_epoch": self.steps_per_epoch,
             "total_steps": self.total_steps,
-            "num_images": len(self._samples),
+            "num_images": len(self.data.samples),
         }
 
     def _peak_memory(self) -> float:
@@ -301,7 +324,8 @@ class Trainer:
             "python": [version, list(internal), gauss],
             "order": self._order, "losses": self._losses,
             "epoch": self.epoch, "step": self.step, "position": self._position,
-            "trained": self._trained, "first_loss": self._first_loss,
+            "trained": self._trained, "first_loss": self._first_loss, "halved": self._halved,
+            "started": self._started,
         }  # fmt: skip
         save_state(self._state_file, state)
 
@@ -320,4 +344,5 @@ class Trainer:
         self._captions_rng.setstate((version, tuple(internal), gauss))
         self._order, self._losses = state["order"], state["losses"]
         self.epoch, self.step, self._position = state["epoch"], state["step"], state["position"]
-        self._trained, self._first_loss = state["trained"], state["first_loss"]
+        self._trained, self._first_loss, self._halved = state["trained"], state["first_loss"], state["halved"]
+        self._started = state["started"]

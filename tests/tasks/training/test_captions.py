@@ -37,3 +37,43 @@ def test_whole_captions_are_dropped_at_the_given_rate() -> None:
     rules, rng = CaptionRules(caption_dropout_rate=0.3), random.Random(0)
     dropped = sum(rules.apply("pixel art, crown", rng) == "" for _ in range(2000))
     assert 540 < dropped < 660
+
+
+def test_tags_around_the_separator_stay_and_only_those_between_are_shuffled() -> None:
+    rules = CaptionRules(shuffle_caption=True, keep_tokens=5, keep_tokens_separator="|||")
+    seen = {rules.apply("pixel art, girl ||| crown, cape, hat ||| red background", random.Random(i)) for i in range(40)}
+    assert len(seen) == 6
+    assert all(text.startswith("pixel art, girl, ") and text.endswith(", red background") for text in seen)
+
+
+def test_a_secondary_separator_holds_tags_together() -> None:
+    rules = CaptionRules(shuffle_caption=True, secondary_separator=";")
+    seen = {rules.apply("gold crown;jewels, red hair", random.Random(i)) for i in range(20)}
+    assert seen == {"gold crown,jewels, red hair", "red hair, gold crown,jewels"}
+
+
+def test_wildcards_and_lines_are_drawn_and_doubled_braces_stay() -> None:
+    rules = CaptionRules(enable_wildcard=True)
+    seen = {rules.apply("a {red|blue} {{hat}}\nplain", random.Random(i)) for i in range(40)}
+    assert seen == {"a red {hat}", "a blue {hat}", "plain"}
+
+
+def test_without_wildcards_the_first_line_counts() -> None:
+    assert CaptionRules().apply("first {a|b}\nsecond", random.Random(0)) == "first {a|b}"
+
+
+def test_prefix_and_suffix_are_joined_by_spaces() -> None:
+    rules = CaptionRules(caption_prefix="pixel art,", caption_suffix="masterpiece")
+    assert rules.apply("crown,", random.Random(0)) == "pixel art, crown, masterpiece"
+
+
+def test_the_warm_up_uses_more_and_more_tags() -> None:
+    rules = CaptionRules(token_warmup_min=1, token_warmup_step=10, keep_tokens=1)
+    texts = [rules.apply("a,b,c,d,e,f", random.Random(0), step) for step in (0, 5, 9)]
+    assert texts == ["a, b", "a, b, c, d", "a, b, c, d, e"]
+    assert rules.apply("a,b,c,d,e,f", random.Random(0), 10) == "a,b,c,d,e,f"
+
+
+def test_every_nth_epoch_goes_without_captions() -> None:
+    rules = CaptionRules(caption_dropout_every_n_epochs=2)
+    assert [rules.apply("crown", random.Random(0), epoch=e) for e in (1, 2, 3, 4)] == ["crown", "", "crown", ""]

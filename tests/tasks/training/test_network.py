@@ -1,60 +1,223 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, cast
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from tasks.training.network import adapt_text_encoder, adapt_unet
+from schema.errors import ConfigError
+from schema.parameters import ParameterValue, with_defaults
+from tasks.training.blocks import Blocks
+from tasks.training.config import TrainingConfig
+from tasks.training.models import BaseModel
+from tasks.training.network import TEXT_BLOCKS, Dropouts, LoRA, LoRANetwork, Size, adapt
+from tasks.training.plan import NetworkPlan
+
+SDXL: dict[str, Any] = {
+    "sample_size": 128, "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20], "use_linear_projection": True,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": [1, 2, 10],
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def meta_unet() -> UNet2DConditionModel:
-    """Stable Diffusion 1.5's UNet without weights."""
+def config(**changes: ParameterValue) -> TrainingConfig:
+    return TrainingConfig(
+        pretrained_model_name_or_path="", train_data_dir=Path(), output_dir=Path(), output_name="lora",
+        parameters=with_defaults({"network_dim": 4, **changes}),
+    )  # fmt: skip
+
+
+def model(kind: str) -> BaseModel:
+    """A model of full size without weights."""
     with torch.device("meta"):
-        return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        encoders: list[Any] = [
+            CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
+        ]
+        if kind == "sd15":
+            unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        else:
+            unet = UNet2DConditionModel(**SDXL)
+            encoders.append(CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=1280, num_hidden_layers=32)))
+    return BaseModel(unet, cast(Any, None), tuple(encoders), (), cast(Any, None))
 
 
-def test_as_many_layers_are_adapted_as_by_kohya(meta_unet: UNet2DConditionModel) -> None:
+def built(kind: str, **changes: ParameterValue) -> list[LoRANetwork]:
+    base = model(kind)
     with torch.device("meta"):
-        assert len(adapt_unet(meta_unet, 4, 1, 0, 1, 0.0)) == 192
-        assert len(adapt_unet(meta_unet, 4, 1, 4, 1, 0.0)) == 278
-        encoder = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
-        assert len(adapt_text_encoder(encoder, 4, 1, 0.0)) == 72
+        return NetworkPlan(config(**changes), base).build()
 
 
-def test_names_are_kohyas(meta_unet: UNet2DConditionModel) -> None:
-    with torch.device("meta"):
-        names = {name for name, _ in adapt_unet(meta_unet, 4, 1, 4, 1, 0.0).named_layers()}
-        encoder = CLIPTextModel(CLIPTextConfig(hidden_size=64, num_hidden_layers=1))
-        text = {name for name, _ in adapt_text_encoder(encoder, 4, 1, 0.0).named_layers()}
+def ranks(networks: list[LoRANetwork]) -> dict[str, int]:
+    return {name: layer.rank for network in networks for name, layer in network.named_layers()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "conv_dim", "layers"),
+    [("sd15", 0, [192, 72]), ("sd15", 4, [278, 72]), ("sdxl", 0, [722, 72, 192]), ("sdxl", 4, [788, 72, 192])],
+)
+def test_as_many_layers_are_adapted_as_by_kohya(kind: str, conv_dim: int, layers: list[int]) -> None:
+    assert [len(network) for network in built(kind, conv_dim=conv_dim)] == layers
+
+
+def test_names_are_kohyas() -> None:
+    names = ranks(built("sd15", conv_dim=4))
     assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q" in names
     assert "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj" in names
     assert "lora_unet_up_blocks_1_resnets_0_time_emb_proj" in names
-    assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj" in text
-    assert "lora_te_text_model_encoder_layers_0_mlp_fc1" in text
+    assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj" in names
+    assert "lora_te_text_model_encoder_layers_0_mlp_fc1" in names
 
 
-def test_time_projection_and_shortcuts_get_the_rank_of_linear_layers(meta_unet: UNet2DConditionModel) -> None:
+def test_sdxl_has_the_original_codes_names() -> None:
+    names = ranks(built("sdxl", conv_dim=4))
+    for name in (
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q", "lora_unet_input_blocks_3_0_op",
+        "lora_unet_input_blocks_1_0_in_layers_2", "lora_unet_input_blocks_4_0_skip_connection",
+        "lora_unet_middle_block_1_transformer_blocks_9_ff_net_0_proj", "lora_unet_middle_block_2_emb_layers_1",
+        "lora_unet_output_blocks_2_2_conv", "lora_unet_output_blocks_5_1_transformer_blocks_1_attn2_to_out_0",
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1", "lora_te2_text_model_encoder_layers_31_self_attn_out_proj",
+    ):  # fmt: skip
+        assert name in names, name
+
+
+def test_time_projection_and_shortcuts_get_the_rank_of_linear_layers() -> None:
+    found = ranks(built("sd15", conv_dim=8))
+    assert found["lora_unet_up_blocks_1_resnets_0_time_emb_proj"] == 4
+    assert found["lora_unet_up_blocks_1_resnets_0_conv_shortcut"] == 4
+    assert found["lora_unet_up_blocks_1_resnets_0_conv1"] == 8
+
+
+@pytest.mark.parametrize(("kind", "many"), [("sd15", 25), ("sdxl", 23)])
+def test_there_are_as_many_blocks_as_kohyas_lists_have_values(kind: str, many: int) -> None:
+    assert len(Blocks(model(kind).unet)) == many
+
+
+def test_blocks_have_kohyas_numbers() -> None:
+    plain, large = Blocks(model("sd15").unet), Blocks(model("sdxl").unet)
+    assert plain.number("down_blocks.0.attentions.0.proj_in") == 1
+    assert plain.number("down_blocks.2.downsamplers.0.conv") == 9
+    assert plain.number("mid_block.attentions.0.proj_in") == 12
+    assert plain.number("up_blocks.3.attentions.2.proj_out") == 24
+    assert large.number("down_blocks.1.attentions.0.proj_in") == 5  # input_blocks.4
+    assert large.number("mid_block.attentions.0.proj_in") == 11
+    assert large.number("up_blocks.0.attentions.0.proj_in") == 13
+
+
+def test_ranks_by_block_and_blocks_without() -> None:
+    dims = [0] * 25
+    dims[1], dims[12] = 16, 2
+    found = ranks(built("sd15", block_dims=",".join(map(str, dims)), network_train_unet_only=True))
+    by_rank = {rank: {name for name in found if found[name] == rank} for rank in set(found.values())}
+    assert set(by_rank) == {16, 2}
+    assert all(name.startswith("lora_unet_down_blocks_0_attentions_0") for name in by_rank[16])
+    assert all(name.startswith("lora_unet_mid_block") for name in by_rank[2])
+
+
+def test_learning_rates_by_block() -> None:
+    plan = NetworkPlan(config(unet_lr=1e-3, down_lr_weight="zeros", mid_lr_weight="0.5"), base := model("sd15"))
     with torch.device("meta"):
-        ranks = {name: layer.rank for name, layer in adapt_unet(meta_unet, 4, 1, 8, 1, 0.0).named_layers()}
-    assert ranks["lora_unet_up_blocks_1_resnets_0_time_emb_proj"] == 4
-    assert ranks["lora_unet_up_blocks_1_resnets_0_conv_shortcut"] == 4
-    assert ranks["lora_unet_up_blocks_1_resnets_0_conv1"] == 8
+        networks = plan.build()
+    assert base is not None
+    assert not [name for name in ranks(networks) if name.startswith("lora_unet_down")]
+    rates = sorted(group.learning_rate for group in plan.groups(networks))
+    assert rates == pytest.approx([1e-4, 5e-4, 1e-3])  # text encoder, middle, up
 
 
-def test_an_untrained_lora_changes_nothing_and_a_trained_one_scales_by_alpha_over_rank() -> None:
+@pytest.mark.parametrize("dims", ["1,2,3", "a,b"])
+def test_a_list_that_does_not_suit_the_model_is_refused(dims: str) -> None:
+    with pytest.raises(ConfigError, match="25"):
+        built("sd15", block_dims=dims)
+
+
+@pytest.fixture
+def encoder() -> CLIPTextModel:
     torch.manual_seed(0)
-    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                                           num_attention_heads=2)).eval()  # fmt: skip
-    ids = torch.arange(5)[None]
-    before = encoder(ids)[0]
-    network = adapt_text_encoder(encoder, rank=4, alpha=2.0, dropout=0.0)
-    assert torch.equal(encoder(ids)[0], before)
+    return CLIPTextModel(CLIPTextConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                        num_attention_heads=2)).eval()  # fmt: skip
+
+
+def adapted(encoder: CLIPTextModel, dropouts: Dropouts = Dropouts()) -> LoRANetwork:  # noqa: B008  # immutable
+    return adapt(encoder, TEXT_BLOCKS, lambda path, _: (f"lora_te_{path}", Size(4, 2.0)), dropouts)
+
+
+def trained(network: LoRANetwork) -> tuple[str, LoRA]:
+    """Its first layer, with weights."""
     name, layer = next(iter(network.named_layers()))
     with torch.no_grad():
-        layer.lora_up.weight.normal_()
+        cast(torch.nn.Linear, layer.lora_up).weight.normal_()
+    return name, layer
+
+
+def test_an_untrained_lora_changes_nothing_and_a_trained_one_scales_by_alpha_over_rank(encoder: CLIPTextModel) -> None:
+    ids = torch.arange(5)[None]
+    before = encoder(ids)[0]
+    network = adapted(encoder)
+    assert torch.equal(encoder(ids)[0], before)
+    name, layer = trained(network)
     x = torch.randn(3, 16)
     plain = layer._forward(x)
     assert torch.allclose(layer._adapted(x) - plain, layer.lora_up(layer.lora_down(x)) * 0.5, atol=1e-6)
     assert network.kohya_state(torch.float32)[f"{name}.alpha"] == 2.0
+
+
+def test_rank_dropout_leaves_out_ranks_of_each_sample_and_keeps_the_mean(encoder: CLIPTextModel) -> None:
+    _, layer = trained(adapted(encoder, Dropouts(rank_dropout=0.5)))
+    x = torch.randn(1, 5, 16)
+    layer.eval()
+    full = layer._adapted(x) - layer._forward(x)
+    layer.train()
+    many = layer._adapted(x.expand(4000, -1, -1)) - layer._forward(x)
+    assert torch.allclose(many.mean(0), full[0], atol=0.15)
+    assert not torch.allclose(many[0], many[1])
+
+
+def test_module_dropout_sits_whole_steps_out(encoder: CLIPTextModel) -> None:
+    _, layer = trained(adapted(encoder, Dropouts(module_dropout=0.5)))
+    x = torch.randn(1, 16)
+    layer.train()
+    out = [torch.equal(layer._adapted(x), layer._forward(x)) for _ in range(200)]
+    assert 60 < sum(out) < 140
+
+
+def test_norms_are_limited_and_small_ones_left_alone(encoder: CLIPTextModel) -> None:
+    _, layer = trained(adapted(encoder))
+    up, down = (cast(torch.nn.Linear, part).weight for part in (layer.lora_up, layer.lora_down))
+
+    def norm() -> float:
+        return float(torch.linalg.matrix_norm(up @ down).detach() * layer.scale)
+
+    before = norm()
+    layer.limit_norm(2 * before)
+    assert norm() == pytest.approx(before)
+    layer.limit_norm(before / 3)
+    assert norm() == pytest.approx(before / 3, rel=1e-4)
+
+
+def test_training_starts_from_an_earlier_file_at_its_ranks(tmp_path: Path, tiny_model: Path) -> None:
+    from tasks.training.models import load_base_model
+
+    def build(**changes: ParameterValue) -> list[LoRANetwork]:
+        base = load_base_model(str(tiny_model), torch.device("cpu"), torch.float32)
+        return NetworkPlan(config(**changes), base).build()
+
+    first = build(network_dim=3, conv_dim=2, network_alpha=2)
+    for network in first:
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter)
+    state = {k: v for network in first for k, v in network.kohya_state(torch.float32).items()}
+    save_file(state, tmp_path / "lora.safetensors")
+    again = build(network_weights=str(tmp_path / "lora.safetensors"), dim_from_weights=True)
+    found = {k: v for network in again for k, v in network.kohya_state(torch.float32).items()}
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+    with pytest.raises(ConfigError, match="dim_from_weights"):
+        build(network_weights=str(tmp_path / "lora.safetensors"), network_dim=5)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        build(network_weights=str(tmp_path / "none.safetensors"))
