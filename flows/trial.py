@@ -21,6 +21,7 @@ from optimizer.objective import best_epoch
 from schema.errors import PixelloopError
 from schema.runs import EpochResult, Outcome, RunHistory, RunStatus, TrainingRun
 from tasks.training.events import EpochEvent, FailedEvent, FinishedEvent, StartedEvent, StepEvent
+from tasks.training.launch import TrainerProcess
 
 
 @flow(name="trial", flow_run_name="{campaign} trial {number}")
@@ -60,7 +61,7 @@ def _train(context: Context, run: TrainingRun) -> TrainingRun:
                 progress.listener.stepped(event.step, total, event.epoch, event.loss)
             elif isinstance(event, EpochEvent):
                 run = run.changed(epochs_done=event.epoch, total_training_time=event.time_trained)
-                reason = None if event.epoch in measured else _judge(context, run, event)
+                reason = None if event.epoch in measured else _evaluate(context, run, event, trainer)
                 if reason is not None:
                     trainer.stop()
                     return run.changed(outcome=Outcome.STOPPED_EARLY, failure=reason)
@@ -69,6 +70,18 @@ def _train(context: Context, run: TrainingRun) -> TrainingRun:
             elif isinstance(event, FinishedEvent):
                 run = run.changed(outcome=Outcome.OK, peak_memory_mb=event.peak_memory_mb)
     return run
+
+
+def _evaluate(context: Context, run: TrainingRun, event: EpochEvent, trainer: TrainerProcess) -> str | None:
+    """Judge an epoch beside the next one's training, or in its place where the device has no memory for both."""
+    if context.file.campaign.evaluation == "overlap":
+        return _judge(context, run, event)
+    trainer.stop()
+    reason = _judge(context, run, event)
+    context.sampler().release()
+    if reason is None:
+        trainer.resume()
+    return reason
 
 
 def _judge(context: Context, run: TrainingRun, event: EpochEvent) -> str | None:
