@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from prefect import flow
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from flows import progress
+from flows import interrupt, progress
 from flows.epoch import epoch
 from flows.wiring import Context, open_campaign
 from optimizer.analysis.diagnosis import diagnose_run
@@ -35,16 +35,24 @@ def trial(campaign: str, campaign_file: str, home: str, number: int) -> str:
     run = context.store.run(campaign, number).changed(status=RunStatus.RUNNING)
     context.store.save_run(run)
     try:
-        ended = _train(context, run)
+        ended = _guarded(context, run)
     except KeyboardInterrupt:
         context.store.save_run(run.changed(status=RunStatus.INTERRUPTED))
         raise
-    except PixelloopError as error:
-        ended = run.changed(outcome=Outcome.CRASHED, failure=str(error))
-    except Exception as error:  # noqa: BLE001 - the one boundary: whatever breaks, the night goes on
-        context.folder(number).traceback.write_text(traceback.format_exc())
-        ended = run.changed(outcome=Outcome.CRASHED, failure=f"{type(error).__name__}: {error}")
     return _finish(context, ended)
+
+
+def _guarded(context: Context, run: TrainingRun) -> TrainingRun:
+    """Train; what breaks is the run's end, an interrupt is not."""
+    try:
+        return _train(context, run)
+    except PixelloopError as error:
+        interrupt.raise_if_asked()
+        return run.changed(outcome=Outcome.CRASHED, failure=str(error))
+    except Exception as error:  # noqa: BLE001 - the one boundary: whatever breaks, the night goes on
+        interrupt.raise_if_asked()
+        context.folder(run.number).traceback.write_text(traceback.format_exc())
+        return run.changed(outcome=Outcome.CRASHED, failure=f"{type(error).__name__}: {error}")
 
 
 def _train(context: Context, run: TrainingRun) -> TrainingRun:

@@ -288,6 +288,9 @@ class Trainer:
         if self.config.flag("gradient_checkpointing"):
             self._unet.enable_gradient_checkpointing()
             self._unet.train()  # diffusers checkpoints only while training; there is no dropout in it
+        if self.config.flag("torch_compile"):
+            # By block: all blocks of a kind share their kernels, and so do later trials through the cache on disk.
+            self._unet.compile_repeated_blocks(dynamic=False)
 
     def _networks_train(self, training: bool) -> None:
         for network in self._networks:
