@@ -256,6 +256,7 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.quick:
         args.model, args.resolution, args.rounds = "demo", 64, 1
+        args.sd_scripts = None  # it knows full-size models only
     return args
 
 
