@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from schema.errors import TrialError
+from tasks.training.merge import adapters, named_layers
 
 LOADING = threading.Lock()
 """transformers and peft patch torch.nn for all threads while they load: one at a time."""
 
 _ADAPTER = "lora"
 _DOWN = ".lora_down.weight"
+_LYCORIS = re.compile(r"\.(hada_|lokr_|dora_scale)")
 _BROKEN = (OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError, SafetensorError)
 """What diffusers raises at files that are no LoRA for the model."""
 
@@ -38,6 +41,10 @@ def adapted(pipe: DiffusionPipeline, checkpoint: Path | None) -> Iterator[None]:
     if checkpoint is None:
         yield
         return
+    if state := _lycoris_state(checkpoint):
+        with _held(pipe, checkpoint, state):
+            yield
+        return
     _attach(pipe, checkpoint)
     kept: list[tuple[nn.Parameter, Tensor]] = []
     try:
@@ -48,6 +55,45 @@ def adapted(pipe: DiffusionPipeline, checkpoint: Path | None) -> Iterator[None]:
         for weight, values in kept:
             weight.data = values
         pipe.unload_lora_weights()
+
+
+def _lycoris_state(checkpoint: Path) -> dict[str, Tensor]:
+    """A file's tensors where it holds kinds that diffusers refuses or, as DoRA, gets wrong; else nothing."""
+    try:
+        if checkpoint.suffix != ".safetensors":
+            return {}
+        with safe_open(checkpoint, "pt") as file:
+            others = any(_LYCORIS.search(key) for key in file.keys())  # noqa: SIM118  # no dict
+        return load_file(checkpoint) if others else {}
+    except (OSError, SafetensorError):
+        return {}  # the ordinary way says what is wrong
+
+
+@contextmanager
+def _held(pipe: DiffusionPipeline, checkpoint: Path, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """As `adapted`, by our own layers: merged into copies of 32-bit weights, beside those of 16."""
+    encoders = [("lora_te", pipe.text_encoder)]
+    if hasattr(pipe, "text_encoder_2"):
+        encoders = [("lora_te1", pipe.text_encoder), ("lora_te2", pipe.text_encoder_2)]
+    try:
+        found = adapters(state, named_layers(pipe.unet, encoders))
+    except ValueError as error:
+        raise TrialError(f"{checkpoint} cannot be loaded as a LoRA of the base model: {error}") from None
+    if pipe.dtype == torch.float32:
+        kept = [adapter.merge() for adapter in found]
+        try:
+            yield
+        finally:
+            for weight, values in kept:
+                weight.data = values
+        return
+    for adapter in found:
+        adapter.to(pipe.dtype).eval().attach()
+    try:
+        yield
+    finally:
+        for adapter in found:
+            adapter.detach()
 
 
 def _attach(pipe: DiffusionPipeline, checkpoint: Path) -> None:

@@ -28,6 +28,10 @@ _NEUTRAL: dict[str, tuple[ParameterValue, ...]] = {
 """Parameters this trainer does not support, with the values that ask nothing of it."""
 
 
+LYCORIS_ARGS = ("algo", "factor", "decompose_both", "full_matrix", "dora_wd", "wd_on_output")
+"""Parameters of network_module = lycoris.kohya alone."""
+
+
 class TrainingConfig(Frozen):
     """Where to read and write, and every training parameter."""
 
@@ -55,6 +59,23 @@ class TrainingConfig(Frozen):
     def text(self, name: str) -> str:
         """A text parameter."""
         return str(self.parameters[name])
+
+    def texts(self, name: str) -> list[str]:
+        """The parts of a comma-separated text parameter; none where it is not set."""
+        return [part.strip() for part in str(self.parameters[name] or "").split(",") if part.strip()]
+
+    def numbers(self, name: str) -> list[float]:
+        """As `texts`, as numbers.
+
+        Raises:
+            ConfigError: a part is no number.
+        """
+        try:
+            return [float(part) for part in self.texts(name)]
+        except ValueError:
+            raise ConfigError(
+                f"{name} = {self.text(name)!r} is no list of numbers: write them comma-separated"
+            ) from None
 
 
 def load_config(path: Path) -> TrainingConfig:

@@ -11,17 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.training.config import TrainingConfig
+from tasks.training.config import LYCORIS_ARGS, TrainingConfig
 from tasks.training.data import TrainingData
 from tasks.training.models import BaseModel
 
 _SAME_NAME = (
-    "learning_rate", "unet_lr", "text_encoder_lr", "lr_scheduler", "lr_warmup_steps", "max_grad_norm", "network_dim",
-    "network_alpha", "network_dropout", "gradient_checkpointing", "gradient_accumulation_steps", "mixed_precision",
-    "full_fp16", "clip_skip", "max_token_length", "cache_latents", "seed", "noise_offset",
-    "noise_offset_random_strength", "adaptive_noise_scale", "multires_noise_iterations", "multires_noise_discount",
-    "ip_noise_gamma", "ip_noise_gamma_random_strength", "zero_terminal_snr", "min_snr_gamma", "loss_type",
-    "huber_schedule", "huber_c", "huber_scale", "scale_weight_norms", "prior_loss_weight", "caption_dropout_rate",
+    "learning_rate", "unet_lr", "text_encoder_lr", "lr_scheduler", "lr_warmup_steps", "max_grad_norm",
+    "network_dropout", "gradient_checkpointing", "gradient_accumulation_steps", "mixed_precision", "full_fp16",
+    "clip_skip", "max_token_length", "cache_latents", "seed", "noise_offset", "noise_offset_random_strength",
+    "adaptive_noise_scale", "multires_noise_iterations", "multires_noise_discount", "ip_noise_gamma",
+    "ip_noise_gamma_random_strength", "zero_terminal_snr", "min_snr_gamma", "loss_type", "huber_schedule", "huber_c",
+    "huber_scale", "scale_weight_norms", "prior_loss_weight", "caption_dropout_rate",
     "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "shuffle_caption", "keep_tokens", "flip_aug",
     "enable_bucket", "bucket_no_upscale", "min_bucket_reso", "max_bucket_reso", "resize_interpolation",
     "validation_split", "validation_seed",
@@ -30,18 +30,24 @@ _SAME_NAME = (
 
 _NETWORK_ARGS = (
     "conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "block_dims", "block_alphas", "conv_block_dims",
-    "conv_block_alphas", "down_lr_weight", "mid_lr_weight", "up_lr_weight",
+    "conv_block_alphas", "down_lr_weight", "mid_lr_weight", "up_lr_weight", "progressive_rank",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is; `started_at` in seconds since 1970."""
+    """How far a training is.
+
+    Attributes:
+        started_at: seconds since 1970.
+        rank: what network_dim has grown to.
+    """
 
     epoch: int
     step: int
     steps_per_epoch: int
     started_at: float
+    rank: int
 
 
 def kohya_metadata(config: TrainingConfig, done: Progress, data: TrainingData, model: BaseModel) -> dict[str, str]:
@@ -56,8 +62,7 @@ def kohya_metadata(config: TrainingConfig, done: Progress, data: TrainingData, m
         **_pictures(config, data),
         "debiased_estimation": config.parameters["debiased_estimation_loss"],
         "optimizer": _optimizer(config),
-        "network_module": "networks.lora",
-        "network_args": json.dumps(_network_args(config)),
+        **_network(config, done),
         "sd_model_name": Path(config.pretrained_model_name_or_path).name,
         "base_model_version": "sdxl_base_v1-0" if sdxl else "sd_v1",
         "v2": False,
@@ -117,11 +122,20 @@ def _optimizer(config: TrainingConfig) -> str:
     return f"{config.text('optimizer_type')}({arguments})"
 
 
-def _network_args(config: TrainingConfig) -> dict[str, str]:
-    """Those that are set; conv_alpha says nothing without conv_dim."""
-    off = (None, 0, "") if config.integer("conv_dim") else (None, 0, "", config.parameters["conv_alpha"])
-    chosen = {name: config.parameters[name] for name in _NETWORK_ARGS}
-    return {name: str(value) for name, value in chosen.items() if value not in off}
+def _network(config: TrainingConfig, done: Progress) -> dict[str, Any]:
+    """Kind and size, after all growth, and the arguments that are set; conv_alpha says nothing without conv_dim."""
+    p, first = config.parameters, config.integer("network_dim")
+    off = (None, 0, "") if p["conv_dim"] else (None, 0, "", p["conv_alpha"])
+    args = {name: str(p[name]) for name in _NETWORK_ARGS if p[name] not in off}
+    if p["network_module"] == "lycoris.kohya":
+        args |= {name: str(p[name]) for name in LYCORIS_ARGS}
+    alpha = p["network_alpha"] if done.rank == first else config.number("network_alpha") * done.rank / first
+    return {
+        "network_module": p["network_module"],
+        "network_dim": done.rank,
+        "network_alpha": alpha,
+        "network_args": json.dumps(args),
+    }
 
 
 def _specification(config: TrainingConfig, done: Progress, model: BaseModel) -> dict[str, str]:

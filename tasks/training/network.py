@@ -2,7 +2,8 @@
 
 y = W x + up(down(x)) * alpha / rank. Every Linear and 1x1 convolution inside a Transformer2DModel and inside
 CLIP's attention and MLP is adapted; with conv_dim also the 3x3 convolutions of residual blocks and of
-down- and upsamplers (LoCon), whose 1x1 layers and time projection then get network_dim.
+down- and upsamplers (LoCon), whose 1x1 layers and time projection then get network_dim. Other kinds of change
+are in `lycoris`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from schema.errors import ConfigError
 
@@ -21,8 +24,11 @@ UNET_BLOCKS = {"Transformer2DModel"}
 UNET_CONV_BLOCKS = {"ResnetBlock2D", "Downsample2D", "Upsample2D"}
 TEXT_BLOCKS = {"CLIPAttention", "CLIPMLP"}
 
-SizeOf = Callable[[str, bool], "tuple[str, Size] | None"]
-"""Kohya's name and the size of a layer by its path and whether it is a convolution of 3x3 or more; None leaves it."""
+Layer: TypeAlias = nn.Linear | nn.Conv2d
+"""What can be adapted."""
+
+Make = Callable[[str, Layer], "tuple[str, Adapter] | None"]
+"""Kohya's name and the adapter of a layer by its path; None leaves it as it is."""
 
 
 @dataclass(frozen=True)
@@ -42,49 +48,193 @@ class Size:
     alpha: float
 
 
-class LoRA(nn.Module):
-    """A low-rank change to one Linear or Conv2d, added to its output."""
+class Adapter(nn.Module):
+    """A trainable change to the weight of one Linear or Conv2d, alpha / rank times a product of factors.
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, size: Size, dropouts: Dropouts) -> None:
+    With a dora_scale it is DoRA (Liu et al. 2024, arXiv 2402.09353): the changed weight's rows, or its columns,
+    are brought to that length. Their own length counts as a constant for the gradient (section 4.3 there).
+    """
+
+    axes: ClassVar[dict[str, tuple[int, bool]]] = {}
+    """Where the rank runs in each factor, and whether new ranks start at 0 there: one factor of each product does."""
+
+    def __init__(self, layer: Layer, tensors: Mapping[str, Tensor], alpha: float, dropouts: Dropouts) -> None:
+        """Args: tensors: the factors by their names in a LoRA file; alpha: 0 stands for the rank."""
         super().__init__()
-        rank = size.rank
-        if isinstance(layer, nn.Conv2d):
-            kernel, stride, padding = layer.kernel_size, layer.stride, layer.padding
-            self.lora_down: nn.Module = nn.Conv2d(layer.in_channels, rank, kernel, stride, padding, bias=False)  # type: ignore[arg-type]
-            self.lora_up: nn.Module = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
-        else:
-            self.lora_down = nn.Linear(layer.in_features, rank, bias=False)
-            self.lora_up = nn.Linear(rank, layer.out_features, bias=False)
-        nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_up.weight)  # the network starts as the base model
-        self.rank, self.alpha, self.dropouts = rank, size.alpha or float(rank), dropouts
+        self._base = (layer,)  # in a tuple: its weights are none of this module's
+        self._parts = tuple(tensors)
+        for name, tensor in tensors.items():
+            setattr(self, _attribute(name), nn.Parameter(tensor))
+        self.alpha, self.dropouts = alpha or float(self.rank), dropouts
+        self.first_rank = self.rank
         self._forward = layer.forward
-        layer.forward = self._adapted  # type: ignore[method-assign,assignment]
+
+    @property
+    def rank(self) -> int:
+        """Width of the bottleneck."""
+        raise NotImplementedError
 
     @property
     def scale(self) -> float:
         """Factor on the change."""
         return self.alpha / self.rank
 
+    def attach(self) -> None:
+        """From now on the layer's output is the adapted one."""
+        self._base[0].forward = self._adapted  # type: ignore[method-assign,assignment]
+
+    def detach(self) -> None:
+        """The layer is as it was."""
+        del self._base[0].forward
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The trained tensors by their names in a LoRA file."""
+        return {name: getattr(self, _attribute(name)) for name in self._parts}
+
+    def delta(self) -> Tensor:
+        """Change of the weight, in its shape; a DoRA's before its lengths are set."""
+        raise NotImplementedError
+
+    def merged(self, multiplier: float = 1.0) -> Tensor:
+        """The adapted weight in float32.
+
+        Args:
+            multiplier: share of the change that is taken.
+        """
+        weight = self._base[0].weight.float()
+        changed = weight + self.delta().float()
+        if self._lengths is not None:
+            changed = changed * (self._lengths.float() / self._norm(changed))
+        return changed if multiplier == 1 else weight + multiplier * (changed - weight)
+
+    @torch.no_grad()
+    def merge(self, multiplier: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Give the layer the adapted weight; that and the values it had, to be put back as its data."""
+        weight, values = self._base[0].weight, self._base[0].weight.data
+        weight.data = self.merged(multiplier).to(values)
+        return weight, values
+
+    @torch.no_grad()
+    def grow(self, rank: int) -> None:
+        """Add ranks without changing the function: one factor of each product is 0 there, alpha / rank stays.
+
+        The parameters stay the same objects, so that an optimizer goes on with them. No gradient may be pending.
+        """
+        if rank <= self.rank:
+            return
+        alpha, many = self.alpha * rank / self.rank, self.rank
+        fresh = self._fresh(rank)
+        for name, (axis, zero) in self.axes.items():
+            if name in fresh:
+                old: nn.Parameter = getattr(self, _attribute(name))
+                new = fresh[name].narrow(axis, many, rank - many).to(old)
+                old.data = torch.cat([old, torch.zeros_like(new) if zero else new], axis)
+        if self.rank == rank:  # not one whose factors are whole matrices
+            self.alpha = alpha
+
     @torch.no_grad()
     def limit_norm(self, largest: float) -> None:
-        """Shrink both factors alike where the change's Frobenius norm is above `largest`."""
-        up_weight: Tensor = self.lora_up.weight  # type: ignore[assignment]
-        down_weight: Tensor = self.lora_down.weight  # type: ignore[assignment]
-        up, down = up_weight.flatten(1), down_weight.flatten(1)
-        # |U D|^2 is the trace of (U'U)(DD'): r x r numbers instead of the whole layer.
-        square = ((up.T @ up) * (down @ down.T)).sum().clamp_min(0)
-        norm = (square.sqrt() * self.scale).clamp_min(largest / 2)
-        factor = (largest / norm).clamp_max(1).sqrt()
-        up_weight.mul_(factor)
-        down_weight.mul_(factor)
+        """Shrink all factors alike where the change's Frobenius norm is above `largest`."""
+        factors = [tensor for name, tensor in self.tensors().items() if name != "dora_scale"]
+        norm = self._change_norm().clamp_min(largest / 2)
+        ratio = (largest / norm).clamp_max(1) ** (1 / len(factors))
+        for factor in factors:
+            factor.mul_(ratio)
+
+    def _fresh(self, rank: int) -> dict[str, Tensor]:
+        """New factors that have ranks, as for a layer that is adapted anew."""
+        raise NotImplementedError
+
+    def _change_norm(self) -> Tensor:
+        norm: Tensor = torch.linalg.vector_norm(self.delta())
+        return norm
+
+    def _change(self, x: Tensor) -> Tensor:
+        """What the change adds to the output. Its full matrix is made again for the gradient instead of kept."""
+        if torch.is_grad_enabled():
+            out: Tensor = checkpoint(self._through, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            out = self._through(x)
+        if self.training and self.dropouts.rank_dropout:  # rows of the change, as in LyCORIS
+            kept = torch.rand(self._base[0].weight.shape[0], device=x.device) > self.dropouts.rank_dropout
+            out = out * _along(kept, out)
+        return out
+
+    def _through(self, x: Tensor) -> Tensor:
+        delta, layer = self.delta().to(x.dtype), self._base[0]
+        if isinstance(layer, nn.Conv2d):
+            return F.conv2d(x, delta, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+        return F.linear(x, delta)
 
     def _adapted(self, x: Tensor) -> Tensor:
-        out: Tensor = self._forward(x)
-        drop = self.dropouts
-        if self.training and drop.module_dropout and torch.rand(()) < drop.module_dropout:
-            return out
-        change, scale = self.lora_down(x), self.scale
+        if self.training and self.dropouts.module_dropout and torch.rand(()) < self.dropouts.module_dropout:
+            return self._forward(x)
+        if self._lengths is None:
+            return self._forward(x) + self._change(x)
+        with torch.no_grad():
+            norm = self._norm(self._base[0].weight.float() + self.delta().float())
+        ratio = (self._lengths / norm).to(x.dtype).flatten()
+        if len(self._lengths) == 1:  # lengths of columns: the same as a factor on the input
+            x = x * _along(ratio, x)
+            return self._forward(x) + self._change(x)
+        bias = self._base[0].bias
+        out = self._forward(x) + self._change(x)
+        if bias is None:
+            return out * _along(ratio, out)
+        return torch.lerp(_along(bias.to(out.dtype), out), out, _along(ratio, out).to(out.dtype))
+
+    @property
+    def _lengths(self) -> Tensor | None:
+        return getattr(self, "dora_scale", None)
+
+    def _norm(self, weight: Tensor) -> Tensor:
+        """Lengths of a weight's rows (out, 1, ...) or columns (1, in, 1, ...), as the dora_scale has them."""
+        assert self._lengths is not None
+        rows = len(self._lengths) > 1
+        dims = tuple(d for d in range(weight.dim()) if d != (0 if rows else 1))
+        norm: Tensor = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
+        return norm + torch.finfo(weight.dtype).eps
+
+
+class LoRA(Adapter):
+    """A product of two low-rank factors, of which the second is a 1x1 convolution for a Conv2d."""
+
+    axes: ClassVar = {"lora_down.weight": (0, False), "lora_up.weight": (1, True)}
+    lora_down: nn.Parameter
+    lora_up: nn.Parameter
+
+    @staticmethod
+    def factors(layer: Layer, rank: int) -> dict[str, Tensor]:
+        """Random down, and up at 0, by their names in a LoRA file."""
+        out, rest = layer.weight.shape[0], layer.weight.shape[1:]
+        down = nn.init.kaiming_uniform_(torch.empty(rank, *rest), a=math.sqrt(5))
+        return {"lora_down.weight": down, "lora_up.weight": torch.zeros(out, rank, *(1,) * (len(rest) - 1))}
+
+    @property
+    def rank(self) -> int:
+        """Width of the bottleneck."""
+        return len(self.lora_down)
+
+    def delta(self) -> Tensor:
+        """Change of the weight."""
+        product = self.lora_up.flatten(1) @ self.lora_down.flatten(1)
+        return product.view(self._base[0].weight.shape) * self.scale
+
+    def _fresh(self, rank: int) -> dict[str, Tensor]:
+        return self.factors(self._base[0], rank)
+
+    def _change_norm(self) -> Tensor:
+        up, down = self.lora_up.flatten(1), self.lora_down.flatten(1)
+        # |U D|^2 is the trace of (U'U)(DD'): r x r numbers instead of the whole layer.
+        square = ((up.T @ up) * (down @ down.T)).sum().clamp_min(0)
+        return square.sqrt() * self.scale
+
+    def _change(self, x: Tensor) -> Tensor:
+        layer, drop, scale = self._base[0], self.dropouts, self.scale
+        if isinstance(layer, nn.Conv2d):
+            change = F.conv2d(x, self.lora_down, None, layer.stride, layer.padding, layer.dilation)
+        else:
+            change = F.linear(x, self.lora_down)
         if self.training and drop.network_dropout:
             change = F.dropout(change, drop.network_dropout)
         if self.training and drop.rank_dropout:
@@ -92,14 +242,15 @@ class LoRA(nn.Module):
             at = (slice(None), slice(None), None, None) if change.dim() == 4 else (slice(None), None, slice(None))
             change = change * (kept[at] if change.dim() > 2 else kept)
             scale = scale / (1 - drop.rank_dropout)
-        added: Tensor = self.lora_up(change) * scale
-        return out + added
+        up = F.conv2d if isinstance(layer, nn.Conv2d) else F.linear
+        added: Tensor = up(change, self.lora_up)
+        return added * scale
 
 
 class LoRANetwork(nn.Module):
     """All adapted layers of a model, by kohya's names."""
 
-    def __init__(self, layers: Mapping[str, LoRA]) -> None:
+    def __init__(self, layers: Mapping[str, Adapter]) -> None:
         super().__init__()
         self._names = list(layers)
         self._layers = nn.ModuleList(layers.values())
@@ -107,10 +258,10 @@ class LoRANetwork(nn.Module):
     def __len__(self) -> int:
         return len(self._names)
 
-    def named_layers(self) -> Iterator[tuple[str, LoRA]]:
+    def named_layers(self) -> Iterator[tuple[str, Adapter]]:
         """Kohya's name and layer, in the model's order."""
         for name, layer in zip(self._names, self._layers, strict=True):
-            assert isinstance(layer, LoRA)
+            assert isinstance(layer, Adapter)
             yield name, layer
 
     def limit_norms(self, largest: float) -> None:
@@ -118,13 +269,17 @@ class LoRANetwork(nn.Module):
         for _, layer in self.named_layers():
             layer.limit_norm(largest)
 
+    def grow(self, factor: float) -> None:
+        """Bring each layer's rank to that many times its first one, rounded up; the function stays the same."""
+        for _, layer in self.named_layers():
+            layer.grow(math.ceil(layer.first_rank * factor - 1e-9))
+
     def kohya_state(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Tensors as a LoRA file holds them."""
         state: dict[str, Tensor] = {}
         for name, layer in self.named_layers():
-            for part in ("lora_down", "lora_up"):
-                weight: Tensor = getattr(layer, part).weight
-                state[f"{name}.{part}.weight"] = weight.detach().to("cpu", dtype).contiguous()
+            for part, tensor in layer.tensors().items():
+                state[f"{name}.{part}"] = tensor.detach().to("cpu", dtype).contiguous()
             state[f"{name}.alpha"] = torch.tensor(layer.alpha, dtype=dtype)
         return state
 
@@ -133,41 +288,42 @@ class LoRANetwork(nn.Module):
         """Take over the layers that a LoRA file has; how many those were.
 
         Raises:
-            ConfigError: a layer has another rank.
+            ConfigError: a layer has another rank or is of another kind.
         """
         found = 0
         for name, layer in self.named_layers():
-            if f"{name}.lora_down.weight" not in state:
+            if not any(key.startswith(f"{name}.") for key in state):
                 continue
             found += 1
-            for part in ("lora_down", "lora_up"):
-                mine, theirs = getattr(layer, part).weight, state[f"{name}.{part}.weight"]
-                if theirs.numel() != mine.numel():
+            for part, mine in layer.tensors().items():
+                theirs = state.get(f"{name}.{part}")
+                if theirs is None or theirs.numel() != mine.numel():
+                    there = "does not exist" if theirs is None else f"has the shape {tuple(theirs.shape)}"
                     raise ConfigError(
-                        f"network_weights: {name} has the shape {tuple(theirs.shape)} there, {tuple(mine.shape)} here: "
-                        "take the file's ranks, or set dim_from_weights = true"
+                        f"network_weights: {name}.{part} {there} there, {tuple(mine.shape)} here: "
+                        "take the file's kind and ranks, or set dim_from_weights = true"
                     )
                 mine.copy_(theirs.reshape(mine.shape))
         return found
 
 
-def adapt(model: nn.Module, classes: set[str], size_of: SizeOf, dropouts: Dropouts) -> LoRANetwork:
+def adapt(model: nn.Module, classes: set[str], make: Make) -> LoRANetwork:
     """Adapt a model in place.
 
     Args:
         classes: names of the classes in which layers are adapted.
-        size_of: which layers, under which names and how large.
+        make: which layers, under which names and how.
     """
     layers = {}
-    for path, layer in _layers(model, classes):
-        large = isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
-        if found := size_of(path, large):
-            name, size = found
-            layers[name] = LoRA(layer, size, dropouts)
+    for path, layer in adaptable(model, classes):
+        if found := make(path, layer):
+            name, adapter = found
+            adapter.attach()
+            layers[name] = adapter
     return LoRANetwork(layers)
 
 
-def _layers(model: nn.Module, classes: set[str]) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+def adaptable(model: nn.Module, classes: set[str]) -> Iterator[tuple[str, Layer]]:
     """Linear and Conv2d layers inside modules of the given classes, with their paths."""
     for block_name, block in list(model.named_modules()):
         if type(block).__name__ not in classes:
@@ -175,3 +331,12 @@ def _layers(model: nn.Module, classes: set[str]) -> Iterator[tuple[str, nn.Linea
         for name, layer in list(block.named_modules()):
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 yield f"{block_name}.{name}", layer
+
+
+def _attribute(name: str) -> str:
+    return name.removesuffix(".weight")
+
+
+def _along(values: Tensor, x: Tensor) -> Tensor:
+    """Values for each channel, in a shape that multiplies with (B, channels, h, w) or (..., channels)."""
+    return values[:, None, None] if x.dim() == 4 else values

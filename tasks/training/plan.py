@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from schema.errors import ConfigError
+from schema.parameters import PARAMETERS
 from tasks.training.blocks import Blocks, per_block, text_name
-from tasks.training.config import TrainingConfig
+from tasks.training.config import LYCORIS_ARGS, TrainingConfig
+from tasks.training.lycoris import from_file, make_adapter
+from tasks.training.merge import by_layer, merge_base_weights, read_lora
 from tasks.training.models import BaseModel
 from tasks.training.network import (
     TEXT_BLOCKS,
     UNET_BLOCKS,
     UNET_CONV_BLOCKS,
+    Adapter,
     Dropouts,
+    Layer,
     LoRANetwork,
+    Make,
     Size,
-    SizeOf,
     adapt,
 )
+
+_LYCORIS = "lycoris.kohya"
 
 
 @dataclass(frozen=True)
@@ -47,27 +51,29 @@ class NetworkPlan:
         self._config, self._model = config, model
         self._blocks = Blocks(model.unet)
         self._start = _read_weights(config)
-        self._sizes = _sizes(self._start) if config.flag("dim_from_weights") else None
+        self._layers = by_layer(self._start) if config.flag("dim_from_weights") else None
         # Rank and alpha by block, of Linear layers and of convolutions.
         self._dims, self._alphas = self._list("block_dims"), self._list("block_alphas")
         self._conv_dims, self._conv_alphas = self._list("conv_block_dims"), self._list("conv_block_alphas")
         self._factors = self._rate_factors()
         self._block_of: dict[str, int] = {}
+        self._make = _maker(config)
+        self._dropouts = _dropouts(config)
 
     def build(self) -> list[LoRANetwork]:
-        """Adapt the model in place: UNet first, then its text encoders unless they stay as they are.
+        """Adapt the model in place, base_weights merged: UNet, then its text encoders unless they stay as they are.
 
         Raises:
             ConfigError: nothing is left to train, or the start weights do not fit.
         """
         c = self._config
-        dropouts = Dropouts(c.number("network_dropout"), c.number("rank_dropout"), c.number("module_dropout"))
-        convolutions = c.integer("conv_dim") or self._conv_dims or self._sizes
+        merge_base_weights(c, self._model)
+        convolutions = c.integer("conv_dim") or self._conv_dims or self._layers
         classes = UNET_BLOCKS | (UNET_CONV_BLOCKS if convolutions else set())
-        networks = [adapt(self._model.unet, classes, self._unet_size, dropouts)]
+        networks = [adapt(self._model.unet, classes, self._unet_layer)]
         if not c.flag("network_train_unet_only"):
             for prefix, encoder in zip(self._model.text_prefixes, self._model.text_encoders, strict=True):
-                networks.append(adapt(encoder, TEXT_BLOCKS, self._text_size(prefix), dropouts))
+                networks.append(adapt(encoder, TEXT_BLOCKS, self._text_layer(prefix)))
         if not sum(len(network) for network in networks):
             raise ConfigError("no layer is left to train: give some block a rank and a learning rate above 0")
         if self._start and not sum(network.load_kohya_state(self._start) for network in networks):
@@ -92,33 +98,39 @@ class NetworkPlan:
         own = self._config.parameters[name]
         return self._config.number("learning_rate") if own is None else float(own)
 
-    def _unet_size(self, path: str, large: bool) -> tuple[str, Size] | None:
+    def _unet_layer(self, path: str, layer: Layer) -> tuple[str, Adapter] | None:
         c, block = self._config, self._blocks.number(path)
         name = f"lora_unet_{self._blocks.kohya_name(path)}"
         self._block_of[name] = block
         if self._factors and self._factors[block] <= c.number("block_lr_zero_threshold"):
             return None
-        if self._sizes is not None:
-            return (name, self._sizes[name]) if name in self._sizes else None
-        if large:
+        if self._layers is not None:
+            return self._from_file(name, layer)
+        if layer.weight.dim() == 4 and layer.weight.shape[2:] != (1, 1):
             rank, alpha = _at(self._conv_dims, block, c.number("conv_dim")), c.number("conv_alpha")
             size = Size(int(rank), _at(self._conv_alphas, block, alpha))
         else:
             rank, alpha = _at(self._dims, block, c.number("network_dim")), c.number("network_alpha")
             size = Size(int(rank), _at(self._alphas, block, alpha))
-        return (name, size) if size.rank else None
+        return (name, self._make(layer, size)) if size.rank else None
 
-    def _text_size(self, prefix: str) -> SizeOf:
-        c = self._config
-        size = Size(c.integer("network_dim"), c.number("network_alpha"))
+    def _text_layer(self, prefix: str) -> Make:
+        size = Size(self._config.integer("network_dim"), self._config.number("network_alpha"))
 
-        def size_of(path: str, large: bool) -> tuple[str, Size] | None:
+        def make(path: str, layer: Layer) -> tuple[str, Adapter] | None:
             name = text_name(path, prefix)
-            if self._sizes is not None:
-                return (name, self._sizes[name]) if name in self._sizes else None
-            return name, size
+            return (name, self._make(layer, size)) if self._layers is None else self._from_file(name, layer)
 
-        return size_of
+        return make
+
+    def _from_file(self, name: str, layer: Layer) -> tuple[str, Adapter] | None:
+        """An adapter of the kind, rank and alpha that the start weights have."""
+        if self._layers is None or name not in self._layers:
+            return None
+        try:
+            return name, from_file(layer, self._layers[name], self._dropouts)
+        except ValueError as error:
+            raise ConfigError(f"network_weights: {name}: {error}") from None
 
     def _list(self, name: str) -> list[float] | None:
         text = self._config.parameters[name]
@@ -143,23 +155,29 @@ def _at(values: list[float] | None, block: int, otherwise: float) -> float:
 
 def _read_weights(config: TrainingConfig) -> dict[str, Tensor]:
     name = config.parameters["network_weights"]
-    if name is None:
-        if config.flag("dim_from_weights"):
-            raise ConfigError("dim_from_weights needs network_weights: name a LoRA file, or set it to false")
-        return {}
-    try:
-        return load_file(Path(str(name)))
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"network_weights: {name} cannot be read as a LoRA file: {error}") from None
+    if name is not None:
+        return read_lora(Path(str(name)), "network_weights")
+    if config.flag("dim_from_weights"):
+        raise ConfigError("dim_from_weights needs network_weights: name a LoRA file, or set it to false")
+    return {}
 
 
-def _sizes(state: Mapping[str, Tensor]) -> dict[str, Size]:
-    """Rank and alpha of each layer of a LoRA file."""
-    suffix = ".lora_down.weight"
-    found = {}
-    for key, down in state.items():
-        if key.endswith(suffix):
-            name = key.removesuffix(suffix)
-            alpha = state.get(f"{name}.alpha", torch.tensor(0.0))
-            found[name] = Size(len(down), float(alpha))
-    return found
+def _dropouts(config: TrainingConfig) -> Dropouts:
+    return Dropouts(*(config.number(name) for name in ("network_dropout", "rank_dropout", "module_dropout")))
+
+
+def _maker(config: TrainingConfig) -> Callable[[Layer, Size], Adapter]:
+    """Makes adapters of the configuration's kind.
+
+    Raises:
+        ConfigError: the kind's parameters without its module, or a dropout that the kind does not have.
+    """
+    dropouts, algo = _dropouts(config), config.text("algo")
+    if config.text("network_module") != _LYCORIS:
+        for name in LYCORIS_ARGS:
+            if config.parameters[name] != PARAMETERS[name].default:
+                raise ConfigError(f'{name} needs network_module = "{_LYCORIS}": set it, or remove {name}')
+    if dropouts.network_dropout and algo in ("loha", "lokr"):
+        raise ConfigError(f"{algo} has no network_dropout: use rank_dropout or module_dropout instead")
+    options = {name: int(config.number(name)) for name in LYCORIS_ARGS if name != "algo"}
+    return lambda layer, size: make_adapter(algo, layer, size, dropouts, **options)

@@ -31,7 +31,7 @@ from schema.parameters import PARAMETERS, Parameters, with_defaults
 from schema.runs import Outcome
 from schema.taxonomy import Category
 from tasks.training import events as tell
-from tasks.training.config import TrainingConfig
+from tasks.training.config import LYCORIS_ARGS, TrainingConfig
 from tasks.training.dataset import find_pictures, find_samples, num_images
 from tasks.training.launch import TrainerProcess
 
@@ -277,9 +277,10 @@ _NETWORK_ARGS = (
     "conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "block_dims", "block_alphas", "conv_block_dims",
     "conv_block_alphas", "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold",
 )  # fmt: skip
+_LISTS = ("base_weights", "base_weights_multiplier")
 _OTHERWISE = {
-    *_NETWORK_ARGS, "weight_decay", "optimizer_args", "max_token_length", "num_repeats", "train_batch_size",
-    "alpha_mask", "caption_version", "caption_complexity",
+    *_NETWORK_ARGS, *LYCORIS_ARGS, *_LISTS, "weight_decay", "optimizer_args", "max_token_length", "num_repeats",
+    "train_batch_size", "alpha_mask", "caption_version", "caption_complexity",
 }  # fmt: skip
 """Parameters that do not stand in a file under their own name."""
 _ADAFACTOR = ("relative_step=False", "scale_parameter=False", "warmup_init=False")
@@ -294,7 +295,7 @@ def write_tomls(config: TrainingConfig, train: Path, dataset: Path) -> None:
     settings: dict[str, Any] = {n: v for n, v in plain.items() if n not in of_data} | {
         "pretrained_model_name_or_path": config.pretrained_model_name_or_path,
         "output_dir": str(config.output_dir), "output_name": config.output_name, "save_model_as": "safetensors",
-        "network_module": "networks.lora", "network_args": _network_args(config),
+        "network_args": _network_args(config),
         "optimizer_args": _optimizer_args(config),
         # To kohya a float is a share of all steps.
         **{n: p[n] if 0 < config.number(n) < 1 else config.integer(n) for n in ("lr_warmup_steps", "lr_decay_steps")},
@@ -304,6 +305,10 @@ def write_tomls(config: TrainingConfig, train: Path, dataset: Path) -> None:
     }  # fmt: skip
     if p["network_weights"]:
         settings["network_weights"] = str(Path(config.text("network_weights")).absolute())
+    if p["base_weights"]:
+        settings["base_weights"] = [str(Path(part).absolute()) for part in config.texts("base_weights")]
+    if p["base_weights_multiplier"]:
+        settings["base_weights_multiplier"] = config.numbers("base_weights_multiplier")
     if config.integer("max_token_length") > 75:
         settings["max_token_length"] = p["max_token_length"]
     general = of_data | {"resolution": _resolution(config), "batch_size": p["train_batch_size"]}
@@ -317,7 +322,11 @@ def write_tomls(config: TrainingConfig, train: Path, dataset: Path) -> None:
 def _network_args(config: TrainingConfig) -> list[str]:
     p = config.parameters
     unused = set() if p["conv_dim"] or p["conv_block_dims"] else {"conv_alpha"}
-    return [f"{name}={p[name]}" for name in _NETWORK_ARGS if p[name] and name not in unused]
+    found = [f"{name}={p[name]}" for name in _NETWORK_ARGS if p[name] and name not in unused]
+    if p["network_module"] == "lycoris.kohya":
+        found += [f"{name}={p[name]}" for name in LYCORIS_ARGS]
+        found += [] if p["conv_dim"] else ["preset=attn-mlp"]  # else it adapts 3x3 convolutions too
+    return found
 
 
 def _optimizer_args(config: TrainingConfig) -> list[str]:
@@ -346,6 +355,7 @@ def _refuse_unsupported(config: TrainingConfig, path: Path) -> None:
     low, high = config.integer("min_bucket_reso"), config.integer("max_bucket_reso")
     for refused, sentence in (
         (p["max_token_length"] not in (75, 150, 225), "max_token_length must be 75, 150 or 225"),
+        (p["progressive_rank"], "progressive_rank is what our own trainer has: remove it"),
         (p["color_aug"] and p["cache_latents"], "color_aug changes pictures at each step: set cache_latents = false"),
         (p["full_fp16"] and p["mixed_precision"] != "fp16", 'full_fp16 needs mixed_precision = "fp16": set it'),
         (p["lr_scheduler"] == "constant" and p["lr_warmup_steps"],

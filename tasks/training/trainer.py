@@ -33,6 +33,7 @@ from tasks.training.events import (
     WarningEvent,
     write_event,
 )
+from tasks.training.growth import Growth
 from tasks.training.loss import Diffusion, DiffusionRules, Noisy
 from tasks.training.metadata import Progress, kohya_metadata
 from tasks.training.models import BaseModel, load_base_model
@@ -90,6 +91,7 @@ class Trainer:
         self._weights = [p for network in self._networks for p in network.parameters()]
         self._optimizer = make_optimizer(config, plan.groups(self._networks))
         self._schedule = make_schedule(config, self._optimizer, self.total_steps)
+        self._growth, self._rank = Growth.of(config), config.integer("network_dim")
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast is torch.float16)
         self.epoch, self.step, self._position = 0, 0, 0
         self._order: list[Batch] = []
@@ -139,6 +141,7 @@ class Trainer:
         """Train the rest of the running epoch; False if told to stop."""
         if not self._position:
             self._order, self._losses = self.data.batches(self._captions_rng), []
+            self._grow(self._growth.rank(self.epoch + 1))
         told, waiting = time.monotonic(), list[Tensor]()
         accumulate = self.config.integer("gradient_accumulation_steps")
         while self._position < len(self._order):
@@ -157,6 +160,12 @@ class Trainer:
         if waiting:
             self._tell_step(waiting)
         return True
+
+    def _grow(self, rank: int) -> None:
+        """Bring the networks to a higher rank; what they do stays the same."""
+        if rank > self._rank:
+            self._growth.grow(self._networks, self._optimizer, rank)
+            self._rank = rank
 
     def _train(self, group: list[Batch]) -> list[Tensor]:
         """One optimizer step on a group of batches; their losses.
@@ -303,7 +312,7 @@ class Trainer:
             switch()
 
     def _progress(self) -> Progress:
-        return Progress(self.epoch, self.step, self.steps_per_epoch, self._started)
+        return Progress(self.epoch, self.step, self.steps_per_epoch, self._started, self._rank)
 
     def _cast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self._autocast) if self._autocast else nullcontext()
@@ -340,7 +349,7 @@ class Trainer:
             "order": self._order, "losses": self._losses,
             "epoch": self.epoch, "step": self.step, "position": self._position,
             "trained": self._trained, "first_loss": self._first_loss, "halved": self._halved,
-            "started": self._started,
+            "started": self._started, "rank": self._rank,
         }  # fmt: skip
         save_state(self._state_file, state)
 
@@ -348,6 +357,7 @@ class Trainer:
         state = load_state(self._state_file)
         if state is None:
             return
+        self._grow(state["rank"])
         for network, saved in zip(self._networks, state["networks"], strict=True):
             network.load_state_dict(saved)
         self._optimizer.load_state_dict(state["optimizer"])

@@ -11,9 +11,16 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from safetensors.torch import load_file, save_file
 
 from schema.errors import ConfigError, TrialError
+from schema.parameters import ParameterValue, with_defaults
 from schema.prompts import Prompt, PromptSuite, SamplerName
+from tasks.sampling.lora import adapted
 from tasks.sampling.pipeline import Sampler
+from tasks.training.blocks import Blocks, text_name
+from tasks.training.config import TrainingConfig
+from tasks.training.models import load_base_model
+from tasks.training.plan import NetworkPlan
 from tests.tasks.sampling.conftest import save_lora
+from tests.tasks.training.test_lycoris import by_hand
 
 # A product of matrices of another height is added up in another order: on a CPU batches of one size agree to the
 # bit, batches of different sizes in all but the last of float32's 24 bits.
@@ -242,3 +249,81 @@ def test_a_batch_too_large_for_memory_is_halved_once_and_for_all(
     fits = 0
     with pytest.raises(TrialError, match="not even one picture fits"):
         sampler.draw(seven, None)
+
+
+KINDS = {
+    "loha": {"algo": "loha"},
+    "lokr": {"algo": "lokr", "factor": 4},
+    "dora": {"algo": "locon", "dora_wd": True},
+    "dora on inputs": {"algo": "lora", "dora_wd": True, "wd_on_output": False},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sdxl", [False, True])
+def test_kinds_that_diffusers_cannot_load_draw_as_weights_merged_by_hand(
+    tiny_model: Path, tiny_sdxl: Path, tmp_path: Path, kind: str, sdxl: bool
+) -> None:
+    folder = tiny_sdxl if sdxl else tiny_model
+    state = trained_lycoris(folder, KINDS[kind])
+    save_file(state, tmp_path / "lora.safetensors")
+    sampler = Sampler(str(folder), "cpu", 1)
+    pipe = sampler._ready()
+    own = {name: weight.clone() for part in weighted(pipe) for name, weight in part.state_dict().items()}
+    before = sampler.draw(suite("king"), None)
+    drawn = sampler.draw(suite("king"), tmp_path / "lora.safetensors")
+    assert not torch.allclose(drawn, before, atol=1e-2)
+    after = {name: weight for part in weighted(pipe) for name, weight in part.state_dict().items()}
+    assert all(torch.equal(after[name], own[name]) for name in own)
+    assert torch.equal(sampler.draw(suite("king"), None), before)
+    merge_by_hand(pipe, state)
+    assert torch.allclose(sampler.draw(suite("king"), None), drawn, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_beside_weights_of_16_bits_they_do_the_same(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    save_file(trained_lycoris(tiny_model, KINDS[kind]), tmp_path / "lora.safetensors")
+    pipe = DiffusionPipeline.from_pretrained(tiny_model, dtype=torch.bfloat16, safety_checker=None)
+    exact = DiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
+    x, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 16)
+
+    def predict(of: DiffusionPipeline) -> torch.Tensor:
+        return of.unet(x.to(of.dtype), 500, text.to(of.dtype)).sample.float().detach()
+
+    plain, own = predict(exact), predict(pipe)
+    with adapted(pipe, tmp_path / "lora.safetensors"), adapted(exact, tmp_path / "lora.safetensors"):
+        assert (predict(exact) - plain).abs().mean() > 5 * (predict(pipe) - predict(exact)).abs().mean()
+    assert torch.equal(predict(pipe), own)
+
+
+def weighted(pipe: DiffusionPipeline) -> list[torch.nn.Module]:
+    return [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+
+
+def trained_lycoris(folder: Path, kind: dict[str, ParameterValue]) -> dict[str, torch.Tensor]:
+    """A network of random weights, as a training would write it."""
+    torch.manual_seed(0)
+    parameters = with_defaults({"network_module": "lycoris.kohya", "network_dim": 2, "conv_dim": 1, **kind})
+    config = TrainingConfig(
+        pretrained_model_name_or_path="", train_data_dir=Path(), output_dir=Path(), parameters=parameters
+    )
+    networks = NetworkPlan(config, load_base_model(str(folder), torch.device("cpu"), torch.float32)).build()
+    for network in networks:
+        for name, weight in network.named_parameters():
+            torch.nn.init.uniform_(weight, 0.2, 1.0) if "dora" in name else torch.nn.init.normal_(weight, std=0.4)
+    return {k: v for network in networks for k, v in network.kohya_state(torch.float32).items()}
+
+
+def merge_by_hand(pipe: DiffusionPipeline, state: dict[str, torch.Tensor]) -> None:
+    """Change the weights by the published formulas."""
+    blocks = Blocks(pipe.unet)
+    prefixes = (
+        {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"} if blocks.sdxl else {"text_encoder": "lora_te"}
+    )
+    layers = {f"lora_unet_{blocks.kohya_name(n)}": m for n, m in pipe.unet.named_modules()}
+    for part, prefix in prefixes.items():
+        layers |= {text_name(n, prefix): m for n, m in getattr(pipe, part).named_modules()}
+    for name in sorted({key.partition(".")[0] for key in state}):
+        layer = layers[name]
+        tensors = {key.partition(".")[2]: t for key, t in state.items() if key.startswith(f"{name}.")}
+        layer.weight.data = by_hand(layer.weight.data, tensors, float(tensors.pop("alpha")))

@@ -13,8 +13,8 @@ from schema.errors import ConfigError
 from schema.parameters import ParameterValue, with_defaults
 from tasks.training.blocks import Blocks
 from tasks.training.config import TrainingConfig
-from tasks.training.models import BaseModel
-from tasks.training.network import TEXT_BLOCKS, Dropouts, LoRA, LoRANetwork, Size, adapt
+from tasks.training.models import BaseModel, load_base_model
+from tasks.training.network import TEXT_BLOCKS, Adapter, Dropouts, Layer, LoRA, LoRANetwork, adapt
 from tasks.training.plan import NetworkPlan
 
 SDXL: dict[str, Any] = {
@@ -144,15 +144,18 @@ def encoder() -> CLIPTextModel:
 
 
 def adapted(encoder: CLIPTextModel, dropouts: Dropouts = Dropouts()) -> LoRANetwork:  # noqa: B008  # immutable
-    return adapt(encoder, TEXT_BLOCKS, lambda path, _: (f"lora_te_{path}", Size(4, 2.0)), dropouts)
+    def make(path: str, layer: Layer) -> tuple[str, Adapter]:
+        return f"lora_te_{path}", LoRA(layer, LoRA.factors(layer, 4), 2.0, dropouts)
+
+    return adapt(encoder, TEXT_BLOCKS, make)
 
 
 def trained(network: LoRANetwork) -> tuple[str, LoRA]:
     """Its first layer, with weights."""
     name, layer = next(iter(network.named_layers()))
     with torch.no_grad():
-        cast(torch.nn.Linear, layer.lora_up).weight.normal_()
-    return name, layer
+        cast(LoRA, layer).lora_up.normal_()
+    return name, cast(LoRA, layer)
 
 
 def test_an_untrained_lora_changes_nothing_and_a_trained_one_scales_by_alpha_over_rank(encoder: CLIPTextModel) -> None:
@@ -163,7 +166,7 @@ def test_an_untrained_lora_changes_nothing_and_a_trained_one_scales_by_alpha_ove
     name, layer = trained(network)
     x = torch.randn(3, 16)
     plain = layer._forward(x)
-    assert torch.allclose(layer._adapted(x) - plain, layer.lora_up(layer.lora_down(x)) * 0.5, atol=1e-6)
+    assert torch.allclose(layer._adapted(x) - plain, x @ layer.lora_down.T @ layer.lora_up.T * 0.5, atol=1e-6)
     assert network.kohya_state(torch.float32)[f"{name}.alpha"] == 2.0
 
 
@@ -188,7 +191,7 @@ def test_module_dropout_sits_whole_steps_out(encoder: CLIPTextModel) -> None:
 
 def test_norms_are_limited_and_small_ones_left_alone(encoder: CLIPTextModel) -> None:
     _, layer = trained(adapted(encoder))
-    up, down = (cast(torch.nn.Linear, part).weight for part in (layer.lora_up, layer.lora_down))
+    up, down = layer.lora_up, layer.lora_down
 
     def norm() -> float:
         return float(torch.linalg.matrix_norm(up @ down).detach() * layer.scale)
@@ -200,24 +203,109 @@ def test_norms_are_limited_and_small_ones_left_alone(encoder: CLIPTextModel) -> 
     assert norm() == pytest.approx(before / 3, rel=1e-4)
 
 
-def test_training_starts_from_an_earlier_file_at_its_ranks(tmp_path: Path, tiny_model: Path) -> None:
-    from tasks.training.models import load_base_model
+def real(tiny_model: Path) -> BaseModel:
+    return load_base_model(str(tiny_model), torch.device("cpu"), torch.float32)
 
-    def build(**changes: ParameterValue) -> list[LoRANetwork]:
-        base = load_base_model(str(tiny_model), torch.device("cpu"), torch.float32)
-        return NetworkPlan(config(**changes), base).build()
 
-    first = build(network_dim=3, conv_dim=2, network_alpha=2)
-    for network in first:
+def state_of(networks: list[LoRANetwork]) -> dict[str, torch.Tensor]:
+    return {k: v for network in networks for k, v in network.kohya_state(torch.float32).items()}
+
+
+def save_random(networks: list[LoRANetwork], path: Path) -> dict[str, torch.Tensor]:
+    """Give networks weights and write them as a file."""
+    for network in networks:
         for parameter in network.parameters():
-            torch.nn.init.normal_(parameter)
-    state = {k: v for network in first for k, v in network.kohya_state(torch.float32).items()}
-    save_file(state, tmp_path / "lora.safetensors")
-    again = build(network_weights=str(tmp_path / "lora.safetensors"), dim_from_weights=True)
-    found = {k: v for network in again for k, v in network.kohya_state(torch.float32).items()}
+            torch.nn.init.normal_(parameter, std=0.5)
+    save_file(state_of(networks), path)
+    return state_of(networks)
+
+
+LYCORIS: dict[str, ParameterValue] = {"network_module": "lycoris.kohya"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {**LYCORIS, "algo": "loha"},
+        {**LYCORIS, "algo": "lokr", "factor": 4},
+        {**LYCORIS, "algo": "lokr", "factor": 2, "full_matrix": True},
+        {**LYCORIS, "algo": "locon", "dora_wd": True},
+    ],
+)
+def test_training_starts_from_an_earlier_file_of_any_kind_at_its_ranks(
+    tmp_path: Path, tiny_model: Path, kind: dict[str, ParameterValue]
+) -> None:
+    file = tmp_path / "lora.safetensors"
+    settings = {"network_dim": 3, "conv_dim": 2, "network_alpha": 2.0, **kind}
+    state = save_random(NetworkPlan(config(**settings), real(tiny_model)).build(), file)
+    start = {"network_weights": str(file)}
+    found = state_of(NetworkPlan(config(**start, dim_from_weights=True), real(tiny_model)).build())
     assert found.keys() == state.keys()
     assert all(torch.equal(found[key], state[key]) for key in state)
-    with pytest.raises(ConfigError, match="dim_from_weights"):
-        build(network_weights=str(tmp_path / "lora.safetensors"), network_dim=5)
+    found = state_of(NetworkPlan(config(**settings, **start), real(tiny_model)).build())
+    assert all(torch.equal(found[key], state[key]) for key in state)
+    if not kind.get("full_matrix"):
+        with pytest.raises(ConfigError, match="dim_from_weights"):
+            NetworkPlan(config(**start, **{**settings, "network_dim": 1}), real(tiny_model)).build()
+
+
+def test_start_weights_that_cannot_be_read_are_said(tmp_path: Path, tiny_model: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
-        build(network_weights=str(tmp_path / "none.safetensors"))
+        NetworkPlan(config(network_weights=str(tmp_path / "none.safetensors")), real(tiny_model))
+    save_file({"lora_unet_x.hada_t1": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match="no layer"):
+        NetworkPlan(config(network_weights=str(tmp_path / "other.safetensors")), real(tiny_model)).build()
+
+
+def test_names_in_a_file_are_those_of_lycoris(tiny_model: Path) -> None:
+    lokr = {**LYCORIS, "algo": "lokr", "factor": 4, "dora_wd": True, "network_dim": 1}
+    state = state_of(NetworkPlan(config(**lokr), real(tiny_model)).build())
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_ff_net_0_proj"
+    parts = {key.partition(".")[2]: state[key].shape for key in state if key.startswith(f"{layer}.")}
+    assert parts == {
+        "lokr_w1": (4, 2), "lokr_w2_a": (16, 1), "lokr_w2_b": (1, 4), "dora_scale": (64, 1), "alpha": (),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"algo": "loha"}, 'needs network_module = "lycoris.kohya"'),
+        ({"dora_wd": True}, 'needs network_module = "lycoris.kohya"'),
+        ({**LYCORIS, "algo": "lokr", "network_dropout": 0.1}, "has no network_dropout"),
+    ],
+)
+def test_kinds_that_do_not_go_together_are_refused(changes: dict[str, ParameterValue], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        NetworkPlan(config(**changes), model("sd15"))
+
+
+def test_base_weights_are_merged_each_by_its_share(tmp_path: Path, tiny_model: Path) -> None:
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    first = save_random(NetworkPlan(config(), real(tiny_model)).build(), files[0])
+    save_random(NetworkPlan(config(**LYCORIS, algo="loha"), real(tiny_model)).build(), files[1])
+    plain, merged = real(tiny_model), real(tiny_model)
+    NetworkPlan(config(base_weights=str(files[0]), base_weights_multiplier="0.5"), merged).build()
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    key = f"lora_unet_{name.replace('.', '_')}"
+    change = first[f"{key}.lora_up.weight"] @ first[f"{key}.lora_down.weight"] * first[f"{key}.alpha"] / 4
+    expected = plain.unet.get_submodule(name).weight + 0.5 * change
+    assert torch.allclose(merged.unet.get_submodule(name).weight, expected, atol=1e-6)
+    both = real(tiny_model)
+    NetworkPlan(config(base_weights=f"{files[0]}, {files[1]}"), both).build()
+    assert not torch.allclose(both.unet.get_submodule(name).weight, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("names", "shares", "sentence"),
+    [("none.safetensors", None, "cannot be read"), ("other.safetensors", None, "has no layer"),
+     ("other.safetensors", "1,2", "for 1 files"), ("other.safetensors", "x", "no list of numbers")],
+)  # fmt: skip
+def test_base_weights_that_do_not_fit_are_said(
+    tmp_path: Path, tiny_model: Path, names: str, shares: str | None, sentence: str
+) -> None:
+    save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    asked = config(base_weights=str(tmp_path / names), base_weights_multiplier=shares)
+    with pytest.raises(ConfigError, match=sentence):
+        NetworkPlan(asked, real(tiny_model)).build()

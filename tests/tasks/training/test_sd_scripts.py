@@ -498,7 +498,7 @@ def test_no_parameter_is_dropped_in_silence(configuration: Callable[..., Trainin
     settable = [p for p in PARAMETERS.values() if not p.derived and p.name not in labels]
 
     def set_value(spec: Parameter) -> ParameterValue:
-        word = spec.choices[-1] if spec.choices else "a=1"
+        word = spec.choices[-1] if spec.choices else "1" if spec.name.endswith("multiplier") else "a=1"
         values: dict[str, ParameterValue] = {"int": int(spec.low or 0) + 1, "float": 0.5, "bool": True, "str": word}
         return values[spec.kind]
 

@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from schema.parameters import ParameterValue
 from schema.runs import Outcome
 from tasks.training.events import EpochEvent, Event, FailedEvent, FinishedEvent, StartedEvent, StepEvent, StoppedEvent
 from tasks.training.launch import TrainerProcess
@@ -97,6 +98,23 @@ def test_four_epochs_straight_equal_two_and_a_resume_bit_for_bit(trial: Trial) -
     expected, found = (load_file(c.parent / "checkpoints" / "lora.safetensors") for c in (straight, resumed))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[k], found[k]) for k in expected)
+
+
+def test_a_growing_network_resumes_on_either_side_of_its_growth_bit_for_bit(trial: Trial) -> None:
+    grows: dict[str, ParameterValue] = {"max_train_epochs": 3, "progressive_rank": "2:4,3:6", "optimizer_type": "AdamW"}
+    straight, before, after = trial("straight", **grows), trial("before", **grows), trial("after", **grows)
+    run(straight)
+    for config, epoch in ((before, 1), (after, 2)):
+        run(config, stop_after_epoch=epoch)
+        run(config)
+    names = [f"lora{part}.safetensors" for part in ("-000001", "-000002", "")]
+    for name, rank in zip(names, (2, 4, 6), strict=True):
+        files = [load_file(c.parent / "checkpoints" / name) for c in (straight, before, after)]
+        assert {len(t) for k, t in files[0].items() if k.endswith("lora_down.weight")} == {rank}
+        assert {float(t) for k, t in files[0].items() if k.endswith("alpha")} <= {float(rank), rank / 2}
+        assert all(torch.equal(files[0][k], other[k]) for k in files[0] for other in files[1:])
+    with safe_open(straight.parent / "checkpoints" / names[1], "pt") as file:
+        assert file.metadata()["ss_network_dim"] == "4"
 
 
 def test_sigterm_in_the_middle_of_an_epoch_loses_no_step(trial: Trial) -> None:
