@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prefect import flow, runtime
 
-from flows import progress
+from flows import interrupt, progress
 from flows.analysis import analysis
 from flows.epoch import draw, measure_epoch
 from flows.trial import trial
@@ -51,6 +51,7 @@ def _night(context: Context, budget: Budget) -> str:
     _begin(context)
     _resume(context, budget)
     while (reason := _spent(context, budget)) is None:
+        interrupt.raise_if_asked()
         number = propose(context)
         _run(context, number, budget)
     _save(context, "finished", reason)

@@ -286,12 +286,13 @@ def _campaign_file(services: Services, name: str | None) -> Path:
 
 def _run_campaign(campaign_file: Path, home: Path, trials: int | None) -> None:
     """Start everything a campaign needs, run it, and say where the results are."""
-    from flows import progress, wiring
+    from flows import interrupt, progress, wiring
     from flows.server import prefect_server
     from schema.campaign import load_campaign
     from tasks.home import Home
 
     name = load_campaign(campaign_file).campaign.name  # wrong files are told before anything is started
+    interrupt.listen()
     with progress.TerminalListener(out) as listener, wiring.session():
         progress.listener = listener
         listener.message(f"pixelloop in [bold]{home}[/]: starting database and Prefect server")

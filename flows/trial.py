@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from prefect import flow
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from flows import progress
+from flows import interrupt, progress
 from flows.epoch import epoch
 from flows.wiring import Context, open_campaign
 from optimizer.analysis.diagnosis import diagnose_run
@@ -21,6 +21,7 @@ from optimizer.objective import best_epoch
 from schema.errors import PixelloopError
 from schema.runs import EpochResult, Outcome, RunHistory, RunStatus, TrainingRun
 from tasks.training.events import EpochEvent, FailedEvent, FinishedEvent, StartedEvent, StepEvent
+from tasks.training.launch import TrainerProcess
 
 
 @flow(name="trial", flow_run_name="{campaign} trial {number}")
@@ -34,16 +35,24 @@ def trial(campaign: str, campaign_file: str, home: str, number: int) -> str:
     run = context.store.run(campaign, number).changed(status=RunStatus.RUNNING)
     context.store.save_run(run)
     try:
-        ended = _train(context, run)
+        ended = _guarded(context, run)
     except KeyboardInterrupt:
         context.store.save_run(run.changed(status=RunStatus.INTERRUPTED))
         raise
-    except PixelloopError as error:
-        ended = run.changed(outcome=Outcome.CRASHED, failure=str(error))
-    except Exception as error:  # noqa: BLE001 - the one boundary: whatever breaks, the night goes on
-        context.folder(number).traceback.write_text(traceback.format_exc())
-        ended = run.changed(outcome=Outcome.CRASHED, failure=f"{type(error).__name__}: {error}")
     return _finish(context, ended)
+
+
+def _guarded(context: Context, run: TrainingRun) -> TrainingRun:
+    """Train; what breaks is the run's end, an interrupt is not."""
+    try:
+        return _train(context, run)
+    except PixelloopError as error:
+        interrupt.raise_if_asked()
+        return run.changed(outcome=Outcome.CRASHED, failure=str(error))
+    except Exception as error:  # noqa: BLE001 - the one boundary: whatever breaks, the night goes on
+        interrupt.raise_if_asked()
+        context.folder(run.number).traceback.write_text(traceback.format_exc())
+        return run.changed(outcome=Outcome.CRASHED, failure=f"{type(error).__name__}: {error}")
 
 
 def _train(context: Context, run: TrainingRun) -> TrainingRun:
@@ -60,7 +69,7 @@ def _train(context: Context, run: TrainingRun) -> TrainingRun:
                 progress.listener.stepped(event.step, total, event.epoch, event.loss)
             elif isinstance(event, EpochEvent):
                 run = run.changed(epochs_done=event.epoch, total_training_time=event.time_trained)
-                reason = None if event.epoch in measured else _judge(context, run, event)
+                reason = None if event.epoch in measured else _evaluate(context, run, event, trainer)
                 if reason is not None:
                     trainer.stop()
                     return run.changed(outcome=Outcome.STOPPED_EARLY, failure=reason)
@@ -69,6 +78,18 @@ def _train(context: Context, run: TrainingRun) -> TrainingRun:
             elif isinstance(event, FinishedEvent):
                 run = run.changed(outcome=Outcome.OK, peak_memory_mb=event.peak_memory_mb)
     return run
+
+
+def _evaluate(context: Context, run: TrainingRun, event: EpochEvent, trainer: TrainerProcess) -> str | None:
+    """Judge an epoch beside the next one's training, or in its place where the device has no memory for both."""
+    if context.file.campaign.evaluation == "overlap":
+        return _judge(context, run, event)
+    trainer.stop()
+    reason = _judge(context, run, event)
+    context.sampler().release()
+    if reason is None:
+        trainer.resume()
+    return reason
 
 
 def _judge(context: Context, run: TrainingRun, event: EpochEvent) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,9 +27,11 @@ from tasks.store.base import CampaignRecord, Store
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
 from tasks.store.postgres import PostgresStore
-from tasks.training.config import write_config
+from tasks.training.config import load_config, write_config
 from tasks.training.dataset import dataset_fingerprint, num_images
 from tasks.training.launch import TrainerProcess
+from tasks.training.sd_scripts import SdScriptsProcess
+from tasks.training.warm import WarmTrainer
 
 if TYPE_CHECKING:
     from tasks.sampling.pipeline import Sampler
@@ -43,6 +46,7 @@ class Services:
     store: Store
     database_url: str
     embedded: EmbeddedPostgres | None
+    warm: WarmTrainer | None
 
     @property
     def optuna_url(self) -> str:
@@ -71,7 +75,9 @@ class Services:
         raise NotFoundError(f"no campaign {name} in {self.home.root}: there is {', '.join(c.name for c in known)}")
 
     def close(self) -> None:
-        """Let go of the database; the last one out stops it."""
+        """Let go of the trainer and of the database; the last one out stops it."""
+        if self.warm is not None:
+            self.warm.close()
         self.store.close()
         if self.embedded is not None:
             self.embedded.stop_if_idle()
@@ -98,7 +104,9 @@ def _open_home(place: Home) -> Services:
         embedded = EmbeddedPostgres(place.postgres)
         url = embedded.start()
     migrate(url)
-    return Services(place, settings, PostgresStore(url), url, embedded)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place.compiled))
+    warm = WarmTrainer(place.warm_log, settings.threads) if settings.warm_trainer else None
+    return Services(place, settings, PostgresStore(url), url, embedded, warm)
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,12 @@ class Context:
             output_name=run.run_name,
             cache_dir=self.home.latents,
         )
-        return TrainerProcess(folder.config, folder.root, device=self.device, threads=self.services.settings.threads)
+        threads = self.services.settings.threads
+        if self.file.sd_scripts is not None:
+            return SdScriptsProcess(
+                load_config(folder.config), folder.root, self.device, threads, *self.file.sd_scripts
+            )
+        return TrainerProcess(folder.config, folder.root, self.device, threads, self.services.warm)
 
     def sampler(self) -> Sampler:
         """The pipeline that draws, loaded once a process."""

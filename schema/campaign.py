@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -76,7 +76,19 @@ class Campaign(Frozen):
     prompts: str = Field("prompts.toml", description="prompt suite")
     seed: int = Field(0, ge=0, description="of the search; training has its own `seed` parameter")
     sampler: str = Field("tpe", pattern="^(tpe|gp|random)$", description="Optuna sampler")
+    trainer: Literal["pixelloop", "sd-scripts"] = Field("pixelloop", description="our own, or the user's sd-scripts")
+    sd_scripts: str | None = Field(None, description="folder of the sd-scripts checkout")
+    sd_scripts_python: str | None = Field(None, description="python of its environment; its venv's if left out")
+    evaluation: Literal["overlap", "pause"] = Field(
+        "overlap", description="draw while the next epoch trains, or let training wait and give its memory back"
+    )
     failed_quality: float = Field(20.0, ge=0, le=100, description="best quality below this counts as a failed run")
+
+    @model_validator(mode="after")
+    def _checkout(self) -> Campaign:
+        if self.trainer == "sd-scripts" and self.sd_scripts is None:
+            raise ValueError("trainer sd-scripts needs sd_scripts: give the folder of your checkout")
+        return self
 
 
 class CampaignFile(Frozen):
@@ -134,6 +146,19 @@ class CampaignFile(Frozen):
         """Folder or file of the base model, or its hub id as it stands."""
         local = self.path(self.campaign.base_model)
         return str(local) if local.exists() else self.campaign.base_model
+
+    @property
+    def sd_scripts(self) -> tuple[Path, Path] | None:
+        """Checkout of sd-scripts and the python of its environment; None where our own trainer is used."""
+        campaign = self.campaign
+        if campaign.trainer != "sd-scripts" or campaign.sd_scripts is None:
+            return None
+        checkout = self.path(campaign.sd_scripts)
+        if campaign.sd_scripts_python is not None:
+            # Not resolved: behind the link in a virtual environment lies a python without its packages.
+            return checkout, self.folder / Path(campaign.sd_scripts_python).expanduser()
+        places = [checkout / name / "bin" / "python" for name in ("venv", ".venv")]
+        return checkout, next((place for place in places if place.exists()), places[0])
 
     @property
     def dataset_dir(self) -> Path:

@@ -21,3 +21,4 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int = Field(1, ge=1, description="CPU threads of trainer and of sampler, each")
+    warm_trainer: bool = Field(True, description="keep the base model loaded for the next trial, in main memory")

@@ -189,6 +189,7 @@ ROWS: list[dict[str, Any]] = [
         _p("gradient_checkpointing", _B, False, "less memory, a third slower"),
         _p("xformers", _B, False, "attention by xformers"),
         _p("sdpa", _B, True, "attention by PyTorch's fused kernels"),
+        _p("torch_compile", _B, False, "compiles the UNet's blocks: quicker steps for some seconds at the start"),
         _p("cache_latents", _B, True, "pictures are encoded once"),
         _p("save_precision", _S, "fp16", "number format of checkpoints", choices=("float", "fp16", "bf16")),
     ),

@@ -97,6 +97,16 @@ class Home:
         """Cache of encoded pictures, shared by all trials."""
         return self.root / "latents"
 
+    @property
+    def compiled(self) -> Path:
+        """Kernels that torch compiled, for later trials."""
+        return self.root / "compiled"
+
+    @property
+    def warm_log(self) -> Path:
+        """What the process says that trainers are forked from."""
+        return self.root / "warm-trainer.log"
+
     def trial(self, campaign: str, number: int) -> TrialFolder:
         """Folder of one trial."""
         return TrialFolder(self.root / "runs" / campaign / f"{number:03d}")

@@ -42,9 +42,10 @@ def test_the_three_questions_are_answered_by_the_database(filled: str) -> None:
 
 
 def test_the_files_for_a_real_model_are_valid() -> None:
-    campaign, prompts = blocks("gpu.md", "toml")
+    campaign, prompts, sd_scripts = blocks("gpu.md", "toml")
     file = CampaignFile.model_validate(tomllib.loads(campaign))
     assert file.rules
+    assert CampaignFile.model_validate(tomllib.loads(campaign.replace("[campaign]", f"[campaign]\n{sd_scripts}")))
     suite = PromptSuite.model_validate(tomllib.loads(prompts))
     assert suite.prompts[0].expectation.background == ("#22aa44",)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from schema.runs import Outcome
-from tasks.training.events import EpochEvent, Event, FailedEvent, FinishedEvent, StoppedEvent, read_events
+from tasks.training.events import EpochEvent, Event, FailedEvent, FinishedEvent, StepEvent, StoppedEvent, read_events
+from tasks.training.warm import Fork, WarmTrainer
 
 _POLL = 0.1
 _GRACE = 30.0
@@ -23,24 +25,18 @@ class TrainerProcess:
     Out of memory, a segfault or a hang ends this process, not the night.
     """
 
-    def __init__(self, config: Path, folder: Path, device: str, threads: int) -> None:
-        """Args: folder: the trial's, with events.jsonl and trainer.log."""
+    def __init__(self, config: Path, folder: Path, device: str, threads: int, warm: WarmTrainer | None = None) -> None:
+        """Args: folder: the trial's, with events.jsonl and trainer.log; warm: saves loading libraries and model."""
+        self._trial, self._device, self._threads = config, device, threads
         self._events, self._log = folder / "events.jsonl", folder / "trainer.log"
-        self._command = [
-            sys.executable, "-m", "tasks.training", str(config), "--device", device, "--threads", str(threads),
-        ]  # fmt: skip
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._warm = warm
+        self._process: subprocess.Popen[bytes] | Fork | None = None
         self._earlier = 0
+        self._told_to_stop = False
 
     def __enter__(self) -> TrainerProcess:
-        self._earlier = max((offset for _, offset in read_events(self._events)), default=0)
-        with self._log.open("ab") as log:
-            # Its own session: Ctrl-C reaches the campaign, which then tells the trainer to stop.
-            self._process = subprocess.Popen(
-                self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
+        self._begin()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,10 +51,11 @@ class TrainerProcess:
     def follow(self) -> Iterator[Event]:
         """Events until the trainer has ended, first the epochs of earlier attempts, each epoch once.
 
-        A trainer that dies without a word is reported as a failure, with the last line of its log.
+        A trainer that dies without a word is reported as a failure, with the last line of its log. One that was
+        forked from a warm process and dies with that, or before its first word, is started again by itself.
         """
         seen: set[int] = set()
-        ended = False
+        last: tuple[int, Event] | None = None
         offset = 0
         while True:
             alive = self._alive()
@@ -69,16 +66,20 @@ class TrainerProcess:
                         seen.add(event.epoch)
                         yield event
                 elif end > self._earlier:
-                    ended = ended or isinstance(event, FailedEvent | FinishedEvent | StoppedEvent)
+                    last = (end, event) if not isinstance(event, StepEvent) else last
                     yield event
-            if not alive:
-                break
+            if not alive and not self._alive():  # it may have been resumed meanwhile
+                final = last[1] if last is not None and last[0] > self._earlier else None
+                if not self._may_try_cold(final):
+                    break
+                self._begin()
             time.sleep(_POLL)
-        if not ended:
+        if not isinstance(final, FailedEvent | FinishedEvent | StoppedEvent):
             yield self._death()
 
     def stop(self) -> None:
         """Let the trainer save its state and end; kill it if it does not within half a minute."""
+        self._told_to_stop = True
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -86,8 +87,46 @@ class TrainerProcess:
         try:
             process.wait(_GRACE)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+    def resume(self) -> None:
+        """Go on after `stop`, from the saved state; nothing happens where training was done already."""
+        told = [event for event, _ in read_events(self._events, self._earlier)]
+        if any(isinstance(event, FinishedEvent | FailedEvent) for event in told):
+            return
+        self._begin()
+
+    def _begin(self) -> None:
+        self._earlier = max((offset for _, offset in read_events(self._events)), default=0)
+        self._told_to_stop = False
+        self._start()
+
+    def _start(self) -> None:
+        self._process = None
+        if self._warm is not None:
+            self._process = self._warm.start(self._trial, self._device, self._log)
+        if self._process is None:
+            self._process = self._cold()
+
+    def _cold(self) -> subprocess.Popen[bytes]:
+        words = [str(self._trial), "--device", self._device, "--threads", str(self._threads)]
+        with self._log.open("ab") as log:
+            # Its own session: Ctrl-C reaches the campaign, which then tells the trainer to stop.
+            return subprocess.Popen(
+                [sys.executable, "-m", "tasks.training", *words], env=self._environment, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def _may_try_cold(self, final: Event | None) -> bool:
+        """Whether the end of a warm trainer says nothing about the trial; from then on it is a cold one's."""
+        if self._told_to_stop or not isinstance(self._process, Fork) or isinstance(final, FailedEvent | FinishedEvent):
+            return False
+        if final is None or isinstance(final, StoppedEvent) or self._process.orphaned:
+            self._warm = None
+            return True
+        return False
 
     def _alive(self) -> bool:
         return self._process is not None and self._process.poll() is None

@@ -32,6 +32,12 @@ class BaseModel:
     tokenizers: tuple[CLIPTokenizer, ...]
     scheduler: DDPMScheduler
 
+    def to(self, device: torch.device) -> BaseModel:
+        """The same model, moved in place."""
+        for part in (self.unet, self.vae, *self.text_encoders):
+            part.to(device)
+        return self
+
     @property
     def native_size(self) -> int:
         """Side in pixels the model was trained at."""
@@ -61,8 +67,9 @@ def load_base_model(name: str, device: torch.device, dtype: torch.dtype) -> Base
         raise ConfigError(f"the base model {name} cannot be loaded: {reason}") from None
     for part in (model.unet, model.vae, *model.text_encoders):
         part.requires_grad_(False)
-        part.to(device)
-    return model
+    # Convolutions are faster so, on GPUs and on CPUs.
+    model.unet.to(memory_format=torch.channels_last)
+    return model.to(device)
 
 
 def is_sdxl_checkpoint(path: Path) -> bool:

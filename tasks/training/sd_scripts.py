@@ -68,11 +68,9 @@ class SdScriptsProcess(TrainerProcess):
         self._checkout, self._command = checkout, [str(python.absolute()), script, *files]
         self._environment |= {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "COLUMNS": "400", **_only(device)}
         self._watcher: threading.Thread | None = None
-        self._stopping = False
 
-    def __enter__(self) -> SdScriptsProcess:
+    def _start(self) -> None:
         """Start sd-scripts, unless the data set is bad or all is done already; events say so."""
-        self._earlier = max((offset for _, offset in tell.read_events(self._events)), default=0)
         _end_leftovers(self._train)
         done, resume = _last_state(self._config)
         reader = _Reader(self._config, self._events, self._log, done)
@@ -84,16 +82,15 @@ class SdScriptsProcess(TrainerProcess):
             )  # fmt: skip
             self._watcher = threading.Thread(target=self._watch, args=(self._process, reader), daemon=True)
             self._watcher.start()
-        return self
 
     def stop(self) -> None:
         """End sd-scripts with all its children; what was trained since its last saved state is lost."""
-        process, self._stopping = self._process, True
+        process, self._told_to_stop = self._process, True
         if process is not None and process.poll() is None:
-            _signal_group(process, signal.SIGTERM)
+            _signal_group(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_GRACE)
-            _signal_group(process, signal.SIGKILL)
+            _signal_group(process.pid, signal.SIGKILL)
         if self._watcher is not None:
             self._watcher.join()
 
@@ -112,11 +109,11 @@ class SdScriptsProcess(TrainerProcess):
                     if reader.failed:
                         break
         finally:
-            _signal_group(process, signal.SIGKILL)
+            _signal_group(process.pid, signal.SIGKILL)
             code = process.wait()
             if process.stdout is not None:
                 process.stdout.close()
-        reader.end(code, self._stopping)
+        reader.end(code, self._told_to_stop)
 
 
 class _Reader:
@@ -456,9 +453,9 @@ def _only(device: str) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": dict(enumerate(visible)).get(int(index)) or index} if index else {}
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _signal_group(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+        os.killpg(pid, number)
 
 
 def _end_leftovers(train: Path) -> None:

@@ -36,7 +36,7 @@ from tasks.training.events import (
 from tasks.training.growth import Growth
 from tasks.training.loss import Diffusion, DiffusionRules, Noisy
 from tasks.training.metadata import Progress, kohya_metadata
-from tasks.training.models import load_base_model
+from tasks.training.models import BaseModel, load_base_model
 from tasks.training.optimizer import make_optimizer, make_schedule
 from tasks.training.plan import NetworkPlan
 from tasks.training.text import TextConditioner
@@ -55,8 +55,13 @@ class Trainer:
     comes out slightly different each time.
     """
 
-    def __init__(self, config: TrainingConfig, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainingConfig, folder: Path, device: torch.device, model: BaseModel | None = None
+    ) -> None:
         """Load everything; `folder` gets events.jsonl and the state.
+
+        Args:
+            model: the configuration's base model where it is loaded already; it is adapted in place.
 
         Raises:
             ConfigError: the model cannot be loaded, or a parameter does not suit it.
@@ -68,10 +73,11 @@ class Trainer:
         seed = config.integer("seed")
         torch.manual_seed(seed)
         self._captions_rng, self._noise = random.Random(seed), torch.Generator().manual_seed(seed)
-        # The frozen weights may be half precision on a GPU; the LoRA itself stays in float32.
-        self._autocast = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[config.text("mixed_precision")]
-        self._model = load_base_model(config.pretrained_model_name_or_path, device, self._autocast or torch.float32)
-        self._unet = self._model.unet.to(memory_format=torch.channels_last)
+        frozen = self.frozen_dtype(config)
+        self._autocast = None if frozen is torch.float32 else frozen
+        name = config.pretrained_model_name_or_path
+        self._model = load_base_model(name, device, frozen) if model is None else model.to(device)
+        self._unet = self._model.unet
         self.data = TrainingData(config, self._model, device)
         self._diffusion = Diffusion(self._model.scheduler, DiffusionRules.of(config), device)
         self._rules = [CaptionRules.of(subset, self.total_steps) for subset in self.data.subset_configs]
@@ -92,6 +98,12 @@ class Trainer:
         self._losses: list[float] = []
         self._trained, self._first_loss, self._halved = 0.0, math.nan, False
         self._started = time.time()
+
+    @staticmethod
+    def frozen_dtype(config: TrainingConfig) -> torch.dtype:
+        """Number format of the base model's weights and of the arithmetic; the LoRA itself stays in float32."""
+        formats = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+        return formats[config.text("mixed_precision")]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -287,6 +299,9 @@ class Trainer:
         if self.config.flag("gradient_checkpointing"):
             self._unet.enable_gradient_checkpointing()
             self._unet.train()  # diffusers checkpoints only while training; there is no dropout in it
+        if self.config.flag("torch_compile"):
+            # By block: all blocks of a kind share their kernels, and so do later trials through the cache on disk.
+            self._unet.compile_repeated_blocks(dynamic=False)
 
     def _networks_train(self, training: bool) -> None:
         for network in self._networks:

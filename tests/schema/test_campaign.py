@@ -58,6 +58,9 @@ def test_a_base_model_that_is_no_path_is_a_hub_id(tmp_path: Path) -> None:
         (("lr_scheduler =", "cache_latents ="), "cannot be searched"),
         (('name = "night"', 'name = "My Night"'), "campaign.name"),
         (('name = "night"', ""), "campaign.name is missing"),
+        (('name = "night"', 'name = "night"\ntrainer = "sd-scripts"'), "needs sd_scripts: give the folder"),
+        (('name = "night"', 'name = "night"\ntrainer = "sdscripts"'), "campaign.trainer"),
+        (('name = "night"', 'name = "night"\nevaluation = "later"'), "campaign.evaluation"),
         (("[search]", "[search"), "no valid TOML"),
     ],
 )
@@ -68,6 +71,20 @@ def test_every_mistake_is_one_sentence_naming_file_and_key(
         load_campaign(write(tmp_path, GOOD.replace(*change)))
     assert "campaign.toml" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_sd_scripts_runs_in_the_environment_beside_its_checkout_or_the_one_that_is_named(tmp_path: Path) -> None:
+    assert load_campaign(write(tmp_path, GOOD)).sd_scripts is None
+    beside = tmp_path / "sd-scripts" / ".venv" / "bin" / "python"
+    beside.parent.mkdir(parents=True)
+    beside.touch()
+    chosen = GOOD.replace("[search]", 'trainer = "sd-scripts"\nsd_scripts = "sd-scripts"\n[search]')
+    assert load_campaign(write(tmp_path, chosen)).sd_scripts == (tmp_path / "sd-scripts", beside)
+    named = chosen.replace("[search]", 'sd_scripts_python = "other/bin/python"\n[search]')
+    assert load_campaign(write(tmp_path, named)).sd_scripts == (
+        tmp_path / "sd-scripts",
+        tmp_path / "other" / "bin" / "python",
+    )
 
 
 def test_a_missing_file_is_said_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,31 @@
+"""Ctrl-C at any moment.
+
+An interrupt that hits Prefect while it starts a task or a flow comes out of it as an ordinary error. So it is written
+down where it arrives, and whoever would take an error for a failure of the trial asks here first.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+_asked = False
+
+
+def listen() -> None:
+    """Take Ctrl-C's signal, also where a shell that starts programs in the background has switched it off."""
+    global _asked
+    _asked = False
+    signal.signal(signal.SIGINT, _on_sigint)
+
+
+def raise_if_asked() -> None:
+    """Raise KeyboardInterrupt if the signal has come, whatever became of it."""
+    if _asked:
+        raise KeyboardInterrupt
+
+
+def _on_sigint(number: int, frame: FrameType | None) -> None:
+    global _asked
+    _asked = True
+    signal.default_int_handler(number, frame)
