@@ -86,6 +86,7 @@ ROWS: list[dict[str, Any]] = [
         _p("base_weights", _S, None, "LoRA files that are merged into the base model before training, comma-separated"),
         _p("base_weights_multiplier", _S, None, "share of each of base_weights that is merged, comma-separated; 1 if left out"),
         _p("network_train_unet_only", _B, False, "text encoder stays as it is", searchable=True),
+        _p("network_train_text_encoder_only", _B, False, "UNet stays as it is"),
         _p("clip_skip", _I, None, "text encoder layers left out, counted from the last (1: none)", low=1, high=12),
     ),
     *_of(
@@ -111,7 +112,9 @@ ROWS: list[dict[str, Any]] = [
     *_of(
         Category.PROGRESSION,
         _p("max_train_epochs", _I, 10, "epochs; quality often peaks before the last", low=1, high=10000, **_search(2, 20)),
+        _p("max_train_steps", _I, None, "optimizer steps after which training ends, in the middle of an epoch too; replaces max_train_epochs", low=1, high=10000000),
         _p("save_every_n_epochs", _I, 1, "a checkpoint each n epochs", low=1, high=10000),
+        _p("save_every_n_steps", _I, None, "a further file each n steps, numbered by step", low=1, high=10000000),
         _p("num_repeats", _I, 1, "how often each picture is seen in an epoch", low=1, high=10000, **_search(1, 20)),
         _p("steps_per_epoch", _I, None, "optimizer steps in one epoch", derived=True),
         _p("total_steps", _I, None, "optimizer steps in the run", derived=True),
@@ -144,6 +147,7 @@ ROWS: list[dict[str, Any]] = [
         _p("resolution", _I, None, "training size in pixels (roadmap: image_resolution); the model's own if left out", low=8, high=4096),
         _p("color_aug", _B, False, "random colour shifts: spoils exact colours"),
         _p("flip_aug", _B, False, "random mirror images", searchable=True),
+        _p("random_crop", _B, False, "cut at a random place instead of the middle"),
         _p("enable_bucket", _B, False, "pictures of several aspect ratios"),
         _p("bucket_no_upscale", _B, False, "small pictures are not enlarged"),
         _p("bucket_reso_steps", _I, 64, "bucket sizes are multiples of this", low=8, high=1024),
@@ -181,6 +185,7 @@ ROWS: list[dict[str, Any]] = [
         Category.RESOURCES,
         _p("mixed_precision", _S, "no", "arithmetic of the forward pass", choices=("no", "fp16", "bf16")),
         _p("full_fp16", _B, False, "LoRA weights and gradients in fp16"),
+        _p("full_bf16", _B, False, "LoRA weights and gradients in bf16"),
         _p("gradient_checkpointing", _B, False, "less memory, a third slower"),
         _p("xformers", _B, False, "attention by xformers"),
         _p("sdpa", _B, True, "attention by PyTorch's fused kernels"),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from tasks.training.config import TrainingConfig
@@ -31,19 +33,42 @@ def save_dtype(config: TrainingConfig) -> torch.dtype:
 def save_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a LoRA file, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(save(dict(tensors))).hexdigest()
-    part = path.with_suffix(".part")
-    save_file(dict(tensors), part, metadata={**metadata, "sshs_model_hash": digest})
-    part.chmod(0o644)
-    part.replace(path)
+    body = save(dict(tensors), {name: text for name, text in metadata.items() if name.startswith("ss_")})
+    write_whole(path, save(dict(tensors), {**metadata, **_hashes(body)}))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file, complete or not at all.
+
+    Raises:
+        OSError: no room, or no permission; the error names the file.
+    """
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
+
+
+def _hashes(file: bytes) -> dict[str, str]:
+    """What A1111's extensions know a file by: its tensors' bytes, and, once, 64 KB from the first megabyte on."""
+    start = 8 + int.from_bytes(file[:8], "little")
+    old = file[0x100000:0x110000]
+    return {
+        "sshs_model_hash": hashlib.sha256(file[start:]).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(old).hexdigest()[:8],
+    }
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write the training state, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    torch.save(dict(state), part)
-    part.replace(path)
+    data = io.BytesIO()
+    torch.save(dict(state), data)
+    write_whole(path, data.getvalue())
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ name is refused instead of ignored, and so is a known parameter that this traine
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import itertools
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,24 @@ from pydantic import Field
 
 from schema.base import Frozen, read_toml
 from schema.errors import ConfigError
-from schema.parameters import PARAMETERS, Parameters, ParameterValue, with_defaults
+from schema.parameters import PARAMETERS, Parameters, with_defaults
 
-_PLACES = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "output_name", "reg_data_dir", "cache_dir")
-
-_NEUTRAL: dict[str, tuple[ParameterValue, ...]] = {
-    "xformers": (False,),
-    "full_fp16": (False,),
-    "color_aug": (False,),
-}
-"""Parameters this trainer does not support, with the values that ask nothing of it."""
+PLACES = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "output_name", "reg_data_dir", "cache_dir")
 
 
 LYCORIS_ARGS = ("algo", "factor", "decompose_both", "full_matrix", "dora_wd", "wd_on_output")
 """Parameters of network_module = lycoris.kohya alone."""
+
+
+class Subset(Frozen):
+    """One folder of pictures with settings of its own, as in kohya's dataset_config."""
+
+    image_dir: Path
+    is_reg: bool = Field(False, description="pictures of the class, against forgetting it")
+    class_tokens: str | None = Field(None, description="caption of pictures without one")
+    nested: bool = Field(True, description="also kohya's <repeats>_<name> folders in it")
+    dataset: int = Field(0, description="pictures of different datasets never share a batch")
+    parameters: Parameters = Field(description="all of them, not only those of data and captions")
 
 
 class TrainingConfig(Frozen):
@@ -41,6 +46,8 @@ class TrainingConfig(Frozen):
     output_name: str = Field("last", min_length=1)
     reg_data_dir: Path | None = None
     cache_dir: Path | None = None
+    subsets: tuple[Subset, ...] = Field((), description="instead of train_data_dir and reg_data_dir")
+    about: dict[str, str] = Field(default_factory=dict, description="kohya's training_comment and metadata_ options")
     parameters: Parameters
 
     def number(self, name: str) -> float:
@@ -84,18 +91,18 @@ def load_config(path: Path) -> TrainingConfig:
     Raises:
         ConfigError: unknown, unsupported or bad parameter, or a missing place.
     """
-    values = _flatten(read_toml(path))
-    unknown = [name for name in values if name not in PARAMETERS and name not in _PLACES]
+    values = flatten(read_toml(path))
+    unknown = [name for name in values if name not in PARAMETERS and name not in PLACES]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], [*PARAMETERS, *_PLACES], n=2)
+        near = difflib.get_close_matches(unknown[0], [*PARAMETERS, *PLACES], n=2)
         hint = f": did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(f"{path}: unknown training parameter {unknown[0]}{hint}")
-    for name in _PLACES[:3]:
+    for name in PLACES[:3]:
         if name not in values:
             raise ConfigError(f"{path}: {name} is missing: add it")
-    places = {name: values.pop(name) for name in _PLACES if name in values}
+    places = {name: values.pop(name) for name in PLACES if name in values}
     parameters = with_defaults(values)
-    _refuse_unsupported(parameters, path)
+    check_supported(parameters, str(path))
     return TrainingConfig(**places, parameters=parameters)
 
 
@@ -128,16 +135,26 @@ def write_config(
     part.replace(path)
 
 
-def _flatten(data: dict[str, Any]) -> dict[str, Any]:
+def flatten(data: dict[str, Any]) -> dict[str, Any]:
+    """Sections dissolved: they are cosmetic."""
     flat: dict[str, Any] = {}
     for name, value in data.items():
         flat |= value if isinstance(value, dict) else {name: value}
     return flat
 
 
-def _refuse_unsupported(parameters: Parameters, path: Path) -> None:
-    if parameters["max_token_length"] not in (75, 150, 225):
-        raise ConfigError(f"{path}: max_token_length must be 75, 150 or 225, but is {parameters['max_token_length']}")
-    for name, neutral in _NEUTRAL.items():
-        if parameters[name] not in neutral:
-            raise ConfigError(f"{path}: {name} = {parameters[name]!r} is not supported by this trainer: remove it")
+def check_supported(parameters: Parameters, where: str) -> None:
+    """Raise ConfigError where parameters do not go together; `where` names their origin."""
+    p = parameters
+    uncached = "color_aug" if p["color_aug"] else "random_crop" if p["random_crop"] else None
+    for refused, sentence in (
+        (p["max_token_length"] not in (75, 150, 225),
+         f"max_token_length must be 75, 150 or 225, but is {p['max_token_length']}"),
+        (uncached and p["cache_latents"], f"{uncached} changes pictures at each step: set cache_latents = false"),
+        (p["full_fp16"] and p["mixed_precision"] != "fp16", 'full_fp16 needs mixed_precision = "fp16": set it'),
+        (p["full_bf16"] and p["mixed_precision"] != "bf16", 'full_bf16 needs mixed_precision = "bf16": set it'),
+        (p["xformers"] and not importlib.util.find_spec("xformers"),
+         "xformers needs the package xformers: install it, or set sdpa = true, which is about as fast"),
+    ):  # fmt: skip
+        if refused:
+            raise ConfigError(f"{where}: {sentence}")

@@ -6,28 +6,49 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from schema.errors import BadDataError
 from tasks.training.buckets import BucketRules, Size
-from tasks.training.config import TrainingConfig
-from tasks.training.dataset import Placement, Sample, find_samples, load_mask, picture_size
-from tasks.training.latents import LatentCache
+from tasks.training.config import Subset, TrainingConfig
+from tasks.training.dataset import (
+    Placement,
+    Sample,
+    find_samples,
+    folder_samples,
+    load_mask,
+    load_picture,
+    picture_size,
+)
+from tasks.training.latents import LatentCache, View
 from tasks.training.models import BaseModel
 
 Batch = list[int]
-"""Numbers of samples that are trained in one go; all of one size."""
+"""Numbers of samples that are trained in one go; all of one dataset and size."""
+
+Bucket: TypeAlias = tuple[int, Size]
+"""Number of a dataset, and a size."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a sample lies among the latents."""
+    """Where a sample lies among the latents of its bucket, and where its mirror image; None: encoded at each step."""
 
-    bucket: Size
-    row: int
+    bucket: Bucket
     placement: Placement
+    row: int | None
+    mirrored: int | None
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """How a sample was seen last."""
+
+    placement: Placement
+    mirrored: bool
 
 
 class TrainingData:
@@ -40,91 +61,103 @@ class TrainingData:
             ConfigError: buckets that the model cannot have.
             BadDataError: no pictures, or a picture or caption that cannot be used.
         """
-        self._config, self._device, self._factor = config, device, model.shrinks_by
+        self._device, self._factor = device, model.shrinks_by
         self._scale = float(model.vae.config.scaling_factor)
-        self.samples, self.validation = self._split(self._find())
-        self.regularisation = self._regularisation()
+        self._subsets = _subsets_of(config)
+        self.subset_configs = [config.changed(parameters=subset.parameters) for subset in self._subsets]
+        found = [_found(subset, number) for number, subset in enumerate(self._subsets)]
+        own = [samples for samples, subset in zip(found, self._subsets, strict=True) if not subset.is_reg]
+        self.samples, self.validation = self._split([sample for samples in own for sample in samples])
+        self.regularisation = [
+            sample for samples, subset in zip(found, self._subsets, strict=True) if subset.is_reg for sample in samples
+        ]
         self._all = [*self.samples, *self.regularisation, *self.validation]
-        rules = BucketRules.of(config, model.native_size, self._factor)
-        self._places = self._place(rules)
-        method = config.text("resize_interpolation")
-        cache = LatentCache(model.vae, config.cache_dir, device, method)
-        self._buckets: dict[Size, list[int]] = {}
-        for number, place in enumerate(self._places):
-            self._buckets.setdefault(place.bucket, []).append(number)
-        flips = (False, True) if config.flag("flip_aug") else (False,)
-        self._latents = {
-            size: [self._encode(cache, size, members, flip) for flip in flips]
-            for size, members in self._buckets.items()
-        }
-        self._masks = self._read_masks() if config.flag("alpha_mask") else None
-
-    @property
-    def samples_per_epoch(self) -> int:
-        """Pictures seen in an epoch, repeats counted; with regularisation pictures twice as many."""
-        own = sum(sample.repeats for sample in self.samples)
-        return 2 * own if self.regularisation else own
+        self._cache = LatentCache(model.vae, config.cache_dir, device)
+        self._places, views = self._place(model.native_size)
+        self._latents = {bucket: self._cache.encode(some).to(device) for bucket, some in views.items() if some}
+        self._masks = self._read_masks()
+        self._shown: list[_Shown] = []
 
     @property
     def batches_per_epoch(self) -> int:
         """Batches in an epoch; each bucket's last one may be short."""
-        size, many = self._config.integer("train_batch_size"), dict.fromkeys(self._latents, 0)
+        many: dict[Bucket, int] = {}
         for number in self._epoch():
-            many[self._places[number].bucket] += 1
-        return sum(math.ceil(count / size) for count in many.values())
+            bucket = self._places[number].bucket
+            many[bucket] = many.get(bucket, 0) + 1
+        return sum(math.ceil(count / self._batch_size(bucket)) for bucket, count in many.items())
 
     @property
     def bucket_sizes(self) -> dict[Size, int]:
-        """Pictures of each bucket."""
-        return {size: len(members) for size, members in sorted(self._buckets.items())}
+        """Pictures of each size."""
+        return dict(sorted(self.buckets_of(range(len(self._all))).items()))
+
+    def buckets_of(self, numbers: Sequence[int]) -> dict[Size, int]:
+        """How many of some samples have which size."""
+        many: dict[Size, int] = {}
+        for number in numbers:
+            size = self._places[number].bucket[1]
+            many[size] = many.get(size, 0) + 1
+        return many
 
     def caption(self, number: int) -> str:
         """All lines of a sample's caption."""
         return self._all[number].caption
 
+    def subset(self, number: int) -> int:
+        """Number of the subset that a sample belongs to."""
+        return self._all[number].subset
+
     def batches(self, rng: random.Random) -> list[Batch]:
         """The batches of an epoch in a new order."""
-        order, size = self._epoch(), self._config.integer("train_batch_size")
+        order = self._epoch()
         rng.shuffle(order)
-        members: dict[Size, list[int]] = {}
+        members: dict[Bucket, list[int]] = {}
         for number in order:
             members.setdefault(self._places[number].bucket, []).append(number)
-        found = [some[i : i + size] for some in members.values() for i in range(0, len(some), size)]
+        found = []
+        for bucket, some in members.items():
+            size = self._batch_size(bucket)
+            found += [some[i : i + size] for i in range(0, len(some), size)]
         if len(members) > 1:
             rng.shuffle(found)
         return found
 
     def latents(self, batch: Batch, rng: random.Random, noise: torch.Generator) -> Tensor:
-        """Scaled samples of the posteriors, (B, C, h, w)."""
-        versions = self._latents[self._places[batch[0]].bucket]
-        mean, std = versions[1] if len(versions) > 1 and rng.random() < 0.5 else versions[0]  # mirrored or not
-        rows = self._rows(batch)
-        drawn = torch.randn(len(batch), *mean.shape[1:], generator=noise).to(self._device)
-        return (mean[rows] + std[rows] * drawn) * self._scale
+        """Scaled samples of the posteriors, (B, C, h, w); each picture mirrored or cut anew as its settings say."""
+        self._shown = [self._show(number, rng) for number in batch]
+        moments = self._moments(batch, rng)
+        mean, std = moments[:, 0], moments[:, 1]
+        drawn = torch.randn(mean.shape, generator=noise).to(self._device)
+        return (mean + std * drawn) * self._scale
 
     def means(self, batch: Batch) -> Tensor:
         """Scaled means of the posteriors, (B, C, h, w): without chance, for validation."""
-        return self._latents[self._places[batch[0]].bucket][0][0][self._rows(batch)] * self._scale
+        self._shown = [_Shown(self._places[number].placement, False) for number in batch]
+        return self._moments(batch, None)[:, 0] * self._scale
 
     def weights(self, batch: Batch) -> Tensor | None:
         """(B,) prior_loss_weight for regularisation pictures and 1 for others; None where all are 1."""
         if not self.regularisation:
             return None
-        prior, first = self._config.number("prior_loss_weight"), len(self.samples)
+        first = len(self.samples)
+        prior = self.subset_configs[0].number("prior_loss_weight")
         return torch.tensor([prior if number >= first else 1.0 for number in batch], device=self._device)
 
     def masks(self, batch: Batch) -> Tensor | None:
-        """(B, 1, h, w) opacity where alpha_mask is on."""
+        """(B, 1, h, w) opacity of the pictures as `latents` gave them last; None where no alpha_mask is on."""
         if self._masks is None:
             return None
-        return torch.stack([self._masks[number] for number in batch]).to(self._device)
+        pairs = zip(batch, self._shown, strict=True)
+        return torch.stack([self._mask(number, shown) for number, shown in pairs]).to(self._device)
 
     def time_ids(self, batch: Batch) -> Tensor:
-        """(B, 6) what SDXL is told of each picture: original height and width, cut off at top and left, target."""
-        rows = []
-        for number in batch:
-            p = self._places[number].placement
-            rows.append([*p.picture[::-1], p.top, p.left, *p.target[::-1]])
+        """(B, 6) what SDXL is told of each picture as `latents` or `means` gave it last.
+
+        Original height and width, what is cut off at top and left, target height and width.
+        """
+        placements = [shown.placement for _, shown in zip(batch, self._shown, strict=True)]
+        rows = [[*p.picture[::-1], p.top, p.left, *p.target[::-1]] for p in placements]
         return torch.tensor(rows, device=self._device, dtype=torch.float32)
 
     def validation_batches(self) -> list[Batch]:
@@ -132,54 +165,140 @@ class TrainingData:
         first = len(self.samples) + len(self.regularisation)
         return [[number] for number in range(first, len(self._all))]
 
+    def _batch_size(self, bucket: Bucket) -> int:
+        of_dataset = (n for n, subset in enumerate(self._subsets) if subset.dataset == bucket[0])
+        return self.subset_configs[next(of_dataset)].integer("train_batch_size")
+
+    def _dataset(self, sample: Sample) -> int:
+        return self._subsets[sample.subset].dataset
+
     def _epoch(self) -> list[int]:
-        """Every sample as often as an epoch sees it; as many regularisation pictures as own ones."""
-        own = [number for number, sample in enumerate(self.samples) for _ in range(sample.repeats)]
-        others = range(len(self.samples), len(self.samples) + len(self.regularisation))
-        return own + ([others[i % len(others)] for i in range(len(own))] if others else [])
-
-    def _rows(self, batch: Batch) -> Tensor:
-        return torch.tensor([self._places[number].row for number in batch], device=self._device)
-
-    def _find(self) -> list[Sample]:
-        c = self._config
-        return find_samples(c.train_data_dir, c.text("caption_extension"), c.integer("num_repeats"))
-
-    def _regularisation(self) -> list[Sample]:
-        c = self._config
-        if c.reg_data_dir is None:
-            return []
-        return [replace(sample, repeats=1) for sample in find_samples(c.reg_data_dir, c.text("caption_extension"), 1)]
+        """Every sample as often as an epoch sees it; in each dataset as many regularisation pictures as own ones."""
+        first, order = len(self.samples), list[int]()
+        for dataset in sorted({subset.dataset for subset in self._subsets}):
+            own = [n for n, s in enumerate(self.samples) if self._dataset(s) == dataset for _ in range(s.repeats)]
+            others = [n for n, s in enumerate(self.regularisation, first) if self._dataset(s) == dataset]
+            # Kohya's rule: each by its repeats, then all once more each, until there are enough.
+            repeated = [n for n in others for _ in range(self._all[n].repeats)] if others else []
+            while others and len(repeated) < len(own):
+                repeated += others
+            order += own + repeated[: len(own)]
+        return order
 
     def _split(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-        """Training and validation samples; the same ones for the same seed."""
-        share = self._config.number("validation_split")
+        """Training and validation samples, dataset by dataset; the same ones for the same seed."""
+        kept, held = list[Sample](), list[Sample]()
+        for dataset in sorted({self._dataset(sample) for sample in samples}):
+            of_dataset = [sample for sample in samples if self._dataset(sample) == dataset]
+            chosen = self._held_back(of_dataset)
+            kept += [sample for i, sample in enumerate(of_dataset) if i not in chosen]
+            held += [replace(of_dataset[i], repeats=1) for i in sorted(chosen)]
+        return kept, held
+
+    def _held_back(self, samples: list[Sample]) -> set[int]:
+        config = self.subset_configs[samples[0].subset]
+        share = config.number("validation_split")
         if not share:
-            return samples, []
+            return set()
         held = round(len(samples) * share)
         if not 0 < held < len(samples):
             raise BadDataError(
                 f"validation_split = {share:g} of {len(samples)} pictures leaves none to train on or to hold back"
             )
-        own = self._config.parameters["validation_seed"]
-        rng = random.Random(self._config.integer("seed") if own is None else int(str(own)))
-        chosen = set(rng.sample(range(len(samples)), held))
-        kept = [sample for i, sample in enumerate(samples) if i not in chosen]
-        return kept, [replace(samples[i], repeats=1) for i in sorted(chosen)]
+        own = config.parameters["validation_seed"]
+        rng = random.Random(config.integer("seed") if own is None else int(str(own)))
+        return set(rng.sample(range(len(samples)), held))
 
-    def _place(self, rules: BucketRules) -> list[_Place]:
-        places, many = [], dict[Size, int]()
-        for sample in self._all:
+    def _place(self, native_size: int) -> tuple[list[_Place], dict[Bucket, list[View]]]:
+        """Each sample's bucket and rows, and what each bucket's rows show."""
+        rules = [BucketRules.of(config, native_size, self._factor) for config in self.subset_configs]
+        places, views = list[_Place](), dict[Bucket, list[View]]()
+        for number, sample in enumerate(self._all):
+            config = self.subset_configs[sample.subset]
             picture = picture_size(sample.path)
-            size = rules.size_of(picture)
-            places.append(_Place(size, many.get(size, 0), Placement.of(picture, size)))
-            many[size] = many.get(size, 0) + 1
-        return places
+            bucket = self._dataset(sample), rules[sample.subset].size_of(picture)
+            placement, row, mirrored = Placement.of(picture, bucket[1]), None, None
+            rows = views.setdefault(bucket, [])
+            if not self._is_live(number):
+                view = View(sample.path, placement, _method(config))
+                row = len(rows)
+                rows.append(view)
+                if config.flag("flip_aug"):
+                    mirrored = len(rows)
+                    rows.append(replace(view, mirrored=True))
+            places.append(_Place(bucket, placement, row, mirrored))
+        return places, views
 
-    def _encode(self, cache: LatentCache, size: Size, members: Sequence[int], flip: bool) -> tuple[Tensor, Tensor]:
-        mean, std = cache.encode([self._all[number].path for number in members], size, flip)
-        return mean.to(self._device), std.to(self._device)
+    def _is_live(self, number: int) -> bool:
+        """Whether a sample is another picture at each step; those held back for validation never are."""
+        config = self.subset_configs[self._all[number].subset]
+        held_back = number >= len(self.samples) + len(self.regularisation)
+        return (config.flag("color_aug") or config.flag("random_crop")) and not held_back
 
-    def _read_masks(self) -> list[Tensor]:
-        pairs = zip(self._all, self._places, strict=True)
-        return [torch.from_numpy(load_mask(sample.path, *place.bucket, self._factor)) for sample, place in pairs]
+    def _show(self, number: int, rng: random.Random) -> _Shown:
+        place, config = self._places[number], self.subset_configs[self._all[number].subset]
+        mirrored = config.flag("flip_aug") and rng.random() < 0.5
+        cut = place.placement.elsewhere(rng) if config.flag("random_crop") else place.placement
+        return _Shown(cut, mirrored)
+
+    def _moments(self, batch: Batch, rng: random.Random | None) -> Tensor:
+        """Means and standard deviations (B, 2, C, h, w) of the pictures as they are shown."""
+        places = [self._places[number] for number in batch]
+        rows = [p.mirrored if s.mirrored else p.row for p, s in zip(places, self._shown, strict=True)]
+        known = [row for row in rows if row is not None]
+        if len(known) == len(batch):
+            return self._latents[places[0].bucket][torch.tensor(known, device=self._device)]
+        pictures = [self._picture(number, shown, rng) for number, shown in zip(batch, self._shown, strict=True)]
+        return self._cache.encode_pictures(torch.stack(pictures))
+
+    def _picture(self, number: int, shown: _Shown, rng: random.Random | None) -> Tensor:
+        sample = self._all[number]
+        config = self.subset_configs[sample.subset]
+        colour = rng if config.flag("color_aug") else None
+        picture = torch.from_numpy(load_picture(sample.path, shown.placement, _method(config), colour))
+        return picture.flip(-1) if shown.mirrored else picture
+
+    def _read_masks(self) -> list[Tensor | None] | None:
+        """Masks of the pictures whose settings ask for them."""
+        wanted = [self.subset_configs[sample.subset].flag("alpha_mask") for sample in self._all]
+        if not any(wanted):
+            return None
+        return [
+            torch.from_numpy(load_mask(sample.path, place.placement, self._factor)) if asked else None
+            for sample, place, asked in zip(self._all, self._places, wanted, strict=True)
+        ]
+
+    def _mask(self, number: int, shown: _Shown) -> Tensor:
+        assert self._masks is not None
+        mask, place = self._masks[number], self._places[number]
+        if mask is None:
+            width, height = place.bucket[1]
+            return torch.ones(1, height // self._factor, width // self._factor)
+        if shown.placement != place.placement:  # cut elsewhere
+            mask = torch.from_numpy(load_mask(self._all[number].path, shown.placement, self._factor))
+        return mask.flip(-1) if shown.mirrored else mask
+
+
+def _subsets_of(config: TrainingConfig) -> list[Subset]:
+    """Those of the configuration, or its folders as subsets."""
+    if config.subsets:
+        return list(config.subsets)
+    folders = [Subset(image_dir=config.train_data_dir, parameters=config.parameters)]
+    if config.reg_data_dir is not None:
+        parameters = {**config.parameters, "num_repeats": 1}
+        folders.append(Subset(image_dir=config.reg_data_dir, is_reg=True, parameters=parameters))
+    return folders
+
+
+def _found(subset: Subset, number: int) -> list[Sample]:
+    extension, times = str(subset.parameters["caption_extension"]), int(str(subset.parameters["num_repeats"]))
+    if subset.nested:
+        samples = find_samples(subset.image_dir, extension, times)
+    else:
+        samples = folder_samples(subset.image_dir, extension, times, subset.class_tokens)
+    return [replace(sample, subset=number) for sample in samples]
+
+
+def _method(config: TrainingConfig) -> str | None:
+    method = config.parameters["resize_interpolation"]
+    return None if method is None else str(method)

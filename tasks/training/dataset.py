@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,16 @@ ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with all lines of its caption, seen `repeats` times an epoch."""
+    """One picture with all lines of its caption, seen `repeats` times an epoch.
+
+    Attributes:
+        subset: number of the subset whose settings it has.
+    """
 
     path: Path
     caption: str
     repeats: int
+    subset: int = 0
 
 
 def find_pictures(folder: Path) -> list[tuple[Path, int]]:
@@ -53,15 +59,40 @@ def find_pictures(folder: Path) -> list[tuple[Path, int]]:
 
 
 def find_samples(folder: Path, caption_extension: str, num_repeats: int) -> list[Sample]:
-    """Every picture with its caption.
+    """Every picture with its caption; where a ``<repeats>_<name>`` folder has no captions at all, the name is each's.
 
     Raises:
         BadDataError: as `find_pictures`, or a caption that is missing or empty.
     """
-    return [
-        Sample(path, _caption(path.with_suffix(caption_extension)), repeats * num_repeats)
-        for path, repeats in find_pictures(folder)
-    ]
+    found = []
+    for place, pictures in _by_folder(find_pictures(folder)).items():
+        tokens = class_tokens(place) if place != folder else None
+        for path, repeats in pictures:
+            found.append((path, repeats * num_repeats, tokens))
+    return _captioned(found, caption_extension)
+
+
+def folder_samples(folder: Path, caption_extension: str, num_repeats: int, tokens: str | None) -> list[Sample]:
+    """The pictures that lie in a folder itself, as kohya's dataset_config names it.
+
+    Args:
+        tokens: caption of each, if none of them has a caption file.
+
+    Raises:
+        BadDataError: no folder, no pictures, or a caption that is missing or empty.
+    """
+    if not folder.is_dir():
+        raise BadDataError(f"the data set {folder} is no folder: check image_dir")
+    pictures = [(path, num_repeats, tokens) for path in _pictures(folder)]
+    if not pictures:
+        raise BadDataError(f"no pictures in {folder}: put {', '.join(sorted(ENDINGS))} files there")
+    return _captioned(pictures, caption_extension)
+
+
+def class_tokens(folder: Path) -> str | None:
+    """What a folder is named for, behind the repeats."""
+    match = re.match(r"\d+_(.+)", folder.name)
+    return match.group(1).strip() if match else None
 
 
 def num_images(folder: Path) -> int:
@@ -103,10 +134,22 @@ class Placement:
         scaled = max(target[0], round(picture[0] * scale)), max(target[1], round(picture[1] * scale))
         return cls(picture, target, scaled, (scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2)
 
-    def apply(self, image: Image.Image, method: Image.Resampling) -> Image.Image:
-        """The picture at its new size."""
+    def elsewhere(self, rng: random.Random) -> Placement:
+        """Cut at a random place: kohya's random_crop."""
+        left, top = (rng.randint(0, large - small) for large, small in zip(self.scaled, self.target, strict=True))
+        return replace(self, left=left, top=top)
+
+    def apply(self, image: Image.Image, resize_interpolation: str | None) -> Image.Image:
+        """The picture at its new size.
+
+        Args:
+            resize_interpolation: one of `INTERPOLATIONS`; None is kohya's rule: area where the picture shrinks,
+                else Lanczos.
+        """
         box = (self.left, self.top, self.left + self.target[0], self.top + self.target[1])
-        return image.resize(self.scaled, method).crop(box)
+        shrinks = self.scaled[0] < self.picture[0] and self.scaled[1] < self.picture[1]
+        method = resize_interpolation or ("area" if shrinks else "lanczos")
+        return image.resize(self.scaled, INTERPOLATIONS[method]).crop(box)
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -119,24 +162,44 @@ def picture_size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def load_picture(path: Path, width: int, height: int, resize_interpolation: str = "nearest") -> npt.NDArray[np.float32]:
-    """A picture as (3, height, width) in [-1, 1], scaled to cover the size and cut in the middle.
+def load_picture(
+    path: Path, placement: Placement, resize_interpolation: str | None, colour: random.Random | None = None
+) -> npt.NDArray[np.float32]:
+    """A picture as (3, height, width) in [-1, 1].
 
     Transparency is dropped as in kohya's trainer: what a transparent pixel holds is seen.
 
     Args:
-        resize_interpolation: one of `INTERPOLATIONS`; the nearest pixel keeps pixel art's edges.
+        resize_interpolation: the nearest pixel keeps pixel art's edges; see `Placement.apply`.
+        colour: draws kohya's color_aug.
 
     Raises:
         BadDataError: the file is no picture.
     """
     with _opened(path) as image:
-        picture = image.convert("RGB")
-    placed = Placement.of(picture.size, (width, height)).apply(picture, INTERPOLATIONS[resize_interpolation])
-    return np.asarray(placed, np.float32).transpose(2, 0, 1) / 127.5 - 1
+        picture = placement.apply(image.convert("RGB"), resize_interpolation)
+    if colour is not None:
+        picture = shifted_colours(picture, colour)
+    return np.asarray(picture, np.float32).transpose(2, 0, 1) / 127.5 - 1
 
 
-def load_mask(path: Path, width: int, height: int, shrinks_by: int) -> npt.NDArray[np.float32]:
+def shifted_colours(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """Kohya's color_aug: one picture in three is changed, in hue by up to 16 degrees or by a power near 1.
+
+    The power is of values from 0 to 255, as there: brightness changes by up to a third.
+    """
+    if rng.random() > 0.33:
+        return picture
+    if rng.random() > 0.5:
+        hue, *others = picture.convert("HSV").split()
+        shift = round(rng.uniform(-16, 16) * 256 / 360)
+        turned = Image.fromarray(np.asarray(hue) + np.uint8(shift % 256))
+        return Image.merge("HSV", (turned, *others)).convert("RGB")
+    power = rng.uniform(0.95, 1.05)
+    return picture.point([min(255, int(value**power)) for value in range(256)] * 3)
+
+
+def load_mask(path: Path, placement: Placement, shrinks_by: int) -> npt.NDArray[np.float32]:
     """A picture's opacity (1, height / shrinks_by, width / shrinks_by) in [0, 1]; 1 where it has no alpha.
 
     Raises:
@@ -144,8 +207,8 @@ def load_mask(path: Path, width: int, height: int, shrinks_by: int) -> npt.NDArr
     """
     with _opened(path) as image:
         alpha = image.convert("RGBA").getchannel("A")
-    placed = Placement.of(alpha.size, (width, height)).apply(alpha, Image.Resampling.NEAREST)
-    small = placed.resize((width // shrinks_by, height // shrinks_by), Image.Resampling.BOX)
+    width, height = placement.target
+    small = placement.apply(alpha, "nearest").resize((width // shrinks_by, height // shrinks_by), Image.Resampling.BOX)
     opacity: npt.NDArray[np.float32] = np.asarray(small, np.float32)[None] / np.float32(255)
     return opacity
 
@@ -161,6 +224,24 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 def _pictures(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
+
+
+def _by_folder(pictures: list[tuple[Path, int]]) -> dict[Path, list[tuple[Path, int]]]:
+    found: dict[Path, list[tuple[Path, int]]] = {}
+    for path, repeats in pictures:
+        found.setdefault(path.parent, []).append((path, repeats))
+    return found
+
+
+def _captioned(pictures: list[tuple[Path, int, str | None]], extension: str) -> list[Sample]:
+    """Samples of pictures with repeats and class tokens; the tokens count where a folder has no captions."""
+    with_files = {path.parent for path, _, _ in pictures if path.with_suffix(extension).exists()}
+    return [
+        Sample(
+            path, tokens if tokens and path.parent not in with_files else _caption(path.with_suffix(extension)), repeats
+        )
+        for path, repeats, tokens in pictures
+    ]
 
 
 def _caption(path: Path) -> str:

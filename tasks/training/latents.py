@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
-from tasks.training.dataset import load_picture
+from tasks.training.checkpoint import write_whole
+from tasks.training.dataset import Placement, load_picture
 
 _BATCH = 16
+
+
+@dataclass(frozen=True)
+class View:
+    """How a picture is seen in training, without anything random in it."""
+
+    path: Path
+    placement: Placement
+    resize_interpolation: str | None = "nearest"
+    mirrored: bool = False
+
+    @property
+    def transform(self) -> str:
+        """All but the picture itself, as text."""
+        return f"{self.placement.target}/{self.mirrored}/{self.resize_interpolation}"
+
+    def load(self) -> npt.NDArray[np.float32]:
+        """The picture (3, height, width) in [-1, 1]."""
+        picture = load_picture(self.path, self.placement, self.resize_interpolation)
+        return picture[..., ::-1].copy() if self.mirrored else picture
 
 
 class LatentCache:
@@ -24,66 +47,79 @@ class LatentCache:
     used and parallel trials may share the folder.
     """
 
-    def __init__(
-        self, vae: AutoencoderKL, folder: Path | None, device: torch.device, resize_interpolation: str = "nearest"
-    ) -> None:
+    def __init__(self, vae: AutoencoderKL, folder: Path | None, device: torch.device) -> None:
         """Args: folder: None keeps nothing on disk."""
-        self._vae, self._folder, self._device, self._method = vae, folder, device, resize_interpolation
-        self._vae_key = _digest(vae) if folder is not None else ""
+        self._vae, self._cache, self._device = vae, TensorCache(folder), device
+        self._vae_key = digest(vae) if folder is not None else ""
 
-    @torch.no_grad()
-    def encode(self, paths: Sequence[Path], size: tuple[int, int], flip: bool = False) -> tuple[Tensor, Tensor]:
+    def encode(self, views: Sequence[View]) -> Tensor:
         """Mean and standard deviation of the posterior of each picture, unscaled.
 
         Args:
-            paths: N pictures.
-            size: width and height in pixels that they are brought to.
-            flip: mirror them left to right.
+            views: N pictures, all brought to one size.
 
         Returns:
-            Two tensors (N, C, height / f, width / f) on the CPU.
+            (N, 2, C, height / f, width / f) on the CPU.
 
         Raises:
             BadDataError: a file is no picture.
         """
-        found = [self._read(path, size, flip) for path in paths]
-        missing = [i for i, moments in enumerate(found) if moments is None]
+        keys = [self._cache.key(view.path.read_bytes(), f"{self._vae_key}/{view.transform}") for view in views]
+        found = {i: moments for i, key in enumerate(keys) if (moments := self._cache.read(key)) is not None}
+        missing = [i for i in range(len(views)) if i not in found]
         for start in range(0, len(missing), _BATCH):
             some = missing[start : start + _BATCH]
-            pictures = torch.stack([torch.from_numpy(load_picture(paths[i], *size, self._method)) for i in some])
-            if flip:
-                pictures = pictures.flip(-1)
-            posterior = self._vae.encode(pictures.to(self._device, self._vae.dtype)).latent_dist
-            for i, mean, std in zip(some, posterior.mean.float().cpu(), posterior.std.float().cpu(), strict=True):
-                found[i] = torch.stack([mean, std])
-                self._write(paths[i], size, flip, found[i])
-        moments = torch.stack([m for m in found if m is not None])  # (N, 2, C, h, w)
-        return moments[:, 0], moments[:, 1]
+            pictures = torch.stack([torch.from_numpy(views[i].load()) for i in some])
+            for i, moments in zip(some, self.encode_pictures(pictures).cpu(), strict=True):
+                found[i] = moments
+                self._cache.write(keys[i], moments)
+        return torch.stack([found[i] for i in range(len(views))])
 
-    def _file(self, path: Path, size: tuple[int, int], flip: bool) -> Path | None:
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Mean and standard deviation of pictures (N, 3, H, W) in [-1, 1], (N, 2, C, H / f, W / f) on the device."""
+        posterior = self._vae.encode(pictures.to(self._device, self._vae.dtype)).latent_dist
+        return torch.stack([posterior.mean, posterior.std], dim=1).float()
+
+
+class TensorCache:
+    """Tensors on disk, each under a key that holds all it was made from."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """Args: folder: None keeps nothing."""
+        self._folder = folder
+
+    def key(self, content: bytes, made_by: str) -> str:
+        """The name of what was made of some content."""
+        return hashlib.sha256(hashlib.sha256(content).digest() + made_by.encode()).hexdigest()
+
+    def read(self, key: str) -> Tensor | None:
+        """The tensor, if it is there."""
         if self._folder is None:
             return None
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        key = hashlib.sha256(f"{content}/{self._vae_key}/{size}/{flip}/{self._method}".encode()).hexdigest()
+        try:
+            return load_file(self._file(key))["moments"]
+        except FileNotFoundError:
+            return None
+
+    def write(self, key: str, tensor: Tensor) -> None:
+        """Keep a tensor, complete or not at all: others may do the same at this moment."""
+        if self._folder is None:
+            return
+        file = self._file(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, save({"moments": tensor.contiguous()}))
+
+    def _file(self, key: str) -> Path:
+        assert self._folder is not None
         return self._folder / key[:2] / f"{key[2:34]}.safetensors"
 
-    def _read(self, path: Path, size: tuple[int, int], flip: bool) -> Tensor | None:
-        file = self._file(path, size, flip)
-        return load_file(file)["moments"] if file is not None and file.exists() else None
 
-    def _write(self, path: Path, size: tuple[int, int], flip: bool, moments: Tensor | None) -> None:
-        file = self._file(path, size, flip)
-        if file is None or moments is None:
-            return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        save_file({"moments": moments.contiguous()}, part)
-        part.replace(file)
-
-
-def _digest(vae: AutoencoderKL) -> str:
-    digest = hashlib.sha256()
-    for name, weight in sorted(vae.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def digest(*modules: nn.Module) -> str:
+    """What modules' weights are, to the bit."""
+    found = hashlib.sha256()
+    for module in modules:
+        for name, weight in sorted(module.state_dict().items()):
+            found.update(name.encode())
+            found.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()

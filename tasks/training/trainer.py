@@ -80,7 +80,7 @@ class Trainer:
         self._unet = self._model.unet
         self.data = TrainingData(config, self._model, device)
         self._diffusion = Diffusion(self._model.scheduler, DiffusionRules.of(config), device)
-        self._rules = CaptionRules.of(config, self.total_steps)
+        self._rules = [CaptionRules.of(subset, self.total_steps) for subset in self.data.subset_configs]
         self._text = TextConditioner(
             self._model, config.integer("clip_skip"), config.integer("max_token_length"), device
         )
@@ -206,7 +206,8 @@ class Trainer:
         """Loss of a batch or a share of one, and its gradients."""
         noisy = self._diffusion.noise(self.data.latents(batch, self._captions_rng, self._noise), self._noise)
         captions = [
-            self._rules.apply(self.data.caption(i), self._captions_rng, self.step, self.epoch + 1) for i in batch
+            self._rules[self.data.subset(i)].apply(self.data.caption(i), self._captions_rng, self.step, self.epoch + 1)
+            for i in batch
         ]
         predicted = self._predict(noisy, captions, batch)
         loss = share * self._diffusion.loss(predicted, noisy, self.data.weights(batch), self.data.masks(batch))
@@ -237,10 +238,11 @@ class Trainer:
         errors = []
         for batch in batches:
             latents = self.data.means(batch)
+            captions = [self._rules[self.data.subset(i)].plain(self.data.caption(i)) for i in batch]
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(batch[0])).to(self.device)
             for share in _VALIDATED_AT:
                 noisy = self._diffusion.noised(latents, noise, torch.tensor([int(share * levels)], device=self.device))
-                predicted = self._predict(noisy, [self._rules.plain(self.data.caption(batch[0]))], batch)
+                predicted = self._predict(noisy, captions, batch)
                 errors.append(F.mse_loss(predicted.float(), noisy.target.float()))
         self._networks_train(True)
         return float(torch.stack(errors).mean())

@@ -40,8 +40,10 @@ def test_sections_are_cosmetic_as_in_kohyas_files(tmp_path: Path) -> None:
     [
         ("learning_rat = 1e-4", "did you mean learning_rate"),
         ("network_dim = '8'", "network_dim must be of type int"),
-        ("color_aug = true", "color_aug = True is not supported"),
-        ("xformers = true", "not supported"),
+        ("color_aug = true", "set cache_latents = false"),
+        ("xformers = true", "needs the package xformers"),
+        ("full_fp16 = true", "full_fp16 needs mixed_precision"),
+        ("max_token_length = 100", "75, 150 or 225"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(tmp_path: Path, text: str, sentence: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tasks.training.dataset import dataset_fingerprint, find_samples, load_picture, num_images
+from tasks.training.dataset import Placement, dataset_fingerprint, find_samples, load_picture, num_images
 
 
 def picture(path: Path, size: tuple[int, int] = (4, 4), colour: str = "red") -> None:
@@ -35,7 +35,7 @@ def test_the_fingerprint_changes_with_a_caption_and_not_with_the_place(tmp_path:
 
 def test_pixel_art_is_enlarged_without_new_colours(tmp_path: Path) -> None:
     Image.fromarray(np.eye(4, dtype=np.uint8)[..., None].repeat(3, 2) * 255).save(tmp_path / "a.png")
-    loaded = load_picture(tmp_path / "a.png", 16, 16)
+    loaded = load_picture(tmp_path / "a.png", Placement.of((4, 4), (16, 16)), "nearest")
     assert loaded.shape == (3, 16, 16)
     assert set(np.unique(loaded)) == {-1.0, 1.0}
 
@@ -44,4 +44,4 @@ def test_a_wide_picture_covers_the_size_and_is_cut_in_the_middle(tmp_path: Path)
     wide = np.zeros((4, 8, 3), np.uint8)
     wide[:, 2:6] = 255
     Image.fromarray(wide).save(tmp_path / "a.png")
-    assert (load_picture(tmp_path / "a.png", 4, 4) == 1).all()
+    assert (load_picture(tmp_path / "a.png", Placement.of((8, 4), (4, 4)), "nearest") == 1).all()
