@@ -8,8 +8,6 @@ candidates are interleaved, so that a busy machine slows all of them, and median
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import threading
 import time
@@ -23,14 +21,14 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import torch
 
-from benchmarks import metrics_numpy, metrics_skimage
-from benchmarks.pictures import SIDE, Pixels, store
+from benchmarks.metrics import peer_numpy, peer_skimage
+from benchmarks.metrics.pictures import SIDE, Pixels, store
 from demo.portraits import portraits
 from schema.prompts import Expectation, expectation_of
 from tasks.metrics.suite import measure
 
 BATCHES = (1, 16, 64)
-_THREADS = 2
+THREADS = 2
 _MIB = 2**20
 
 
@@ -65,33 +63,24 @@ class Candidate:
         return 1000 * median(self.cpu_seconds)
 
 
-def main() -> None:
-    """Command line of the benchmark."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the device's memory, for the share of it")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="two repeats")
-    parser.add_argument("--json", action="store_true", help="a JSON object as the last line")
-    args = parser.parse_args()
-    torch.set_num_threads(_THREADS)
-    candidates = candidates_on(args.device)
+def report(device: str, bandwidth: float | None, quick: bool) -> dict[str, Any]:
+    """Time everything, print it, and return what is told of it."""
+    torch.set_num_threads(THREADS)
+    candidates = candidates_on(device)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         for candidate in candidates:
-            candidate.peak = pool.submit(peak_memory, candidate.name, args.device).result()
+            candidate.peak = pool.submit(peak_memory, candidate.name, device).result()
     for candidate in candidates:
         candidate.work()  # builds tables and loads libraries
-    for _ in range(2 if args.quick else args.repeats):
+    for _ in range(_REPEATS[quick]):
         for candidate in candidates:
-            candidate.run(args.device == "cuda")
-    table = [row(candidate, candidates, args.bandwidth) for candidate in candidates]
+            candidate.run(device == "cuda")
+    table = [row(candidate, candidates, bandwidth) for candidate in candidates]
     for line in table:
         print(
             "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else str(value) for name, value in line.items())
         )
-    print(f"grid: {agreement():.3f} of {max(BATCHES)} pictures have the same scale by NumPy")
-    if args.json:
-        print(json.dumps(table))
+    return table
 
 
 def candidates_on(device: str) -> list[Candidate]:
@@ -127,9 +116,9 @@ def peers(pixels: Sequence[Pixels], expectations: Sequence[Expectation]) -> Iter
         for picture, expectation in zip(pixels[:count], expectations[:count], strict=True):
             one(picture, expectation)
 
-    yield Candidate("NumPy", 8, partial(each, metrics_numpy.measure_one, 8))
+    yield Candidate("NumPy", 8, partial(each, peer_numpy.measure_one, 8))
     for palette in ("quantize", "k-means"):
-        one = partial(metrics_skimage.measure_one, palette=palette)
+        one = partial(peer_skimage.measure_one, palette=palette)
         yield Candidate(f"scikit-image, {palette}", 4, partial(each, one, 4))
 
 
@@ -156,7 +145,7 @@ def agreement() -> float:
     pixels, expectations = drawn(max(BATCHES))
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
     scales = [m.grid_scale for m in measure(images, expectations)]
-    theirs = [metrics_numpy.measure_one(p, e).scale for p, e in zip(pixels, expectations, strict=True)]
+    theirs = [peer_numpy.measure_one(p, e).scale for p, e in zip(pixels, expectations, strict=True)]
     same = [a == b or (a and b and abs(a / b - 1) < 0.02) for a, b in zip(scales, theirs, strict=True)]
     return sum(map(bool, same)) / len(same)
 
@@ -166,7 +155,7 @@ def peak_memory(name: str, device: str) -> float:
 
     Meant for a process of its own: memory that others have left behind would hide what it takes.
     """
-    torch.set_num_threads(_THREADS)
+    torch.set_num_threads(THREADS)
     candidate = next(c for c in candidates_on(device) if c.name == name)
     if device == "cuda" and name.startswith("ours"):
         before = torch.cuda.memory_allocated()

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from benchmarks.colour import Bytes, Real, ciede2000, cielab, oklab
+from benchmarks.metrics.numpy_colour import Bytes, Real, ciede2000, cielab, oklab
 from schema.prompts import Expectation
 
 Mask = npt.NDArray[np.bool_]
