@@ -148,7 +148,8 @@ def find_hair(parts: Figure, worn: Tensor) -> Hair:
     rest = zone & ~mask
     second = _second_tone(materials, rest, parts, _pick(materials.colours, first))
     # A crown may part the two, and so may the head itself: what is seen against the background is no eye.
-    held = connected(second & (neighbours(mask | worn | parts.background) > 0), second)
+    rim = hair_zone(bare, parts.face) & (neighbours(parts.background) > 0)
+    held = connected(second & ((neighbours(mask | worn) > 0) | rim), second)
     second = connected(held & (neighbours(held) >= 3), held)  # mixed colours at an edge are lone cells
     is_hair = _is_solid(mask | second, _pick(materials.colours, first))[:, None, None]
     mask, second = mask & is_hair, second & is_hair
