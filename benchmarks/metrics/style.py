@@ -101,4 +101,3 @@ def columns(some: Sequence[Measured]) -> dict[str, list[float]]:
         "style": lambda m: m.style,
     }
     return {name: [pick(m.metrics) for m in some] for name, pick in picks.items()}
-

@@ -17,6 +17,7 @@ from tasks.metrics.scan import CAP, LINES, Scan, as_bytes
 
 _FALLBACK_CELLS = 32
 _INSET = 0.22
+_MIDDLE = 0.36
 _NEAR = 0.93
 _MULTIPLE = 0.87
 _LOOSE = 0.97  # what a comb that forgives a pixel is worth
@@ -142,13 +143,25 @@ def cell_of_pixels(cells: Tensor, grid: Grid, rows: Tensor, columns: Tensor) -> 
         (B, 3, R, C).
     """
     size = cells.shape[2]
-    y, x = (
-        ((place + 0.5 - _first(start, grid.scale)[:, None]) / grid.scale[:, None]).floor().long().clamp(0, size - 1)
-        for place, start in ((rows, grid.top), (columns, grid.left))
-    )
+    y, x = (place.floor().long().clamp(0, size - 1) for place in _in_cells(grid, rows, columns))
     index = (y[:, :, None] * size + x[:, None, :]).flatten(1)
     found = cells.flatten(2).gather(2, index[:, None].expand(-1, 3, -1))
     return found.view(len(cells), 3, len(rows), len(columns))
+
+
+def amid_cells(grid: Grid, rows: Tensor, columns: Tensor) -> Tensor:
+    """Which pixels lie in the middle of their cells, off its borders, (B, R, C)."""
+    y, x = ((place % 1 - 0.5).abs() < _MIDDLE for place in _in_cells(grid, rows, columns))
+    return y[:, :, None] & x[:, None, :]
+
+
+def _in_cells(grid: Grid, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Where pixels' centres lie, in cells from the first one's corner, (B, R) and (B, C)."""
+    y, x = (
+        (place + 0.5 - _first(start, grid.scale)[:, None]) / grid.scale[:, None]
+        for place, start in ((rows, grid.top), (columns, grid.left))
+    )
+    return y, x
 
 
 @dataclass(frozen=True)

@@ -417,7 +417,12 @@ def _shades(colours: Tensor) -> Tensor:
     same_hue = hued & (cosine > 0.94) & (lighter < 0.30) & (apart < 0.12)
     both_grey = grey[:, :, None] & grey[:, None] & (lighter < 0.18)
     black = light < 0.32  # the eye tells no hues apart there
-    return same_hue | both_grey | ((lighter < 0.08) & (apart < 0.05)) | (black[:, :, None] & black[:, None] & (apart < 0.08))
+    return (
+        same_hue
+        | both_grey
+        | ((lighter < 0.08) & (apart < 0.05))
+        | (black[:, :, None] & black[:, None] & (apart < 0.08))
+    )
 
 
 def _ring(valid: Tensor) -> Tensor:
