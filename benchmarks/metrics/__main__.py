@@ -1,6 +1,6 @@
 """Hold the measures of pictures against labelled pictures and against the clock.
 
-    python -m benchmarks.metrics [--quick] [--data DIR] [--sheets DIR] [--json] [--device cuda --bandwidth 4800]
+    python -m benchmarks.metrics [--quick] [--data DIR] [--sheets DIR] [--seed 0] [--bandwidth 4800] [--json]
 
 Pictures are built here: busts whose every colour is known, sprites in every rendering, photographs and vector art
 that packages ship, planted palettes, dithers, strays and noise. DIR adds pictures by others: a folder with a
@@ -41,8 +41,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="DIR", help="more pictures, with a manifest.csv")
     parser.add_argument("--sheets", type=Path, metavar="DIR", help="write the best and worst of each measure here")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="that is timed")
-    parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the device's memory, for the share of it")
+    parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="of a GPU's memory, to tell the share of it")
     parser.add_argument("--json", action="store_true", help="a JSON object as the last line")
     args = parser.parse_args()
     try:
@@ -96,7 +95,7 @@ def _style(args: argparse.Namespace) -> dict[str, Any]:
 
 def _speed(args: argparse.Namespace) -> dict[str, Any]:
     print("\nspeed at 512 x 512", flush=True)
-    return speed.report(args.device, args.bandwidth, args.quick)
+    return speed.report(args.bandwidth, args.quick)
 
 
 if __name__ == "__main__":

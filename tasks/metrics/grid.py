@@ -19,7 +19,6 @@ _FALLBACK_CELLS = 32
 _INSET = 0.22
 _MIDDLE = 0.36
 _NEAR = 0.93
-_MULTIPLE = 0.87
 _LOOSE = 0.97  # what a comb that forgives a pixel is worth
 _LOOSE_FROM = 5.0
 _LOOSE_LINES = 15  # on fewer it would fit anything
@@ -79,10 +78,8 @@ def detect_grid(scan: Scan) -> Grid:
     weight = (totals[0] + totals[1]).clamp_min(1)[:, None]
     score = ((best[0] * totals[0][:, None] + best[1] * totals[1][:, None]) / weight).clamp_min(0)  # (B, S)
     # Divisors of the true scale score as well, multiples lose half: take the largest near the best.
-    best_score, best_place = score.max(1, keepdim=True)
     sizes = torch.tensor(scales, device=device, dtype=torch.float64)
-    multiple = sizes >= 1.9 * sizes[best_place]
-    near = score >= torch.where(multiple, _MULTIPLE, _NEAR) * best_score
+    near = score >= _NEAR * score.amax(1, keepdim=True)
     chosen = torch.where(near, torch.arange(len(scales), device=device), -1).amax(1)
     confidence = score.gather(1, chosen[:, None])[:, 0].clamp(0, 1)
     scale = sizes[chosen]
@@ -227,7 +224,8 @@ def _combs(side: int, scales: tuple[float, ...], device: torch.device) -> Combs:
     line = torch.arange(1, side, dtype=torch.float64)[:, None]
     most = max(math.ceil(s) for s in scales)
     offsets = torch.arange(-1, most + 1, dtype=torch.float64)
-    combs, place, there = [], torch.zeros(len(scales), most + 2, dtype=torch.int64), []
+    combs: list[Tensor] = []
+    place, there = torch.zeros(len(scales), most + 2, dtype=torch.int64), []
     for number, s in enumerate(scales):
         many = math.ceil(s) + 2
         # A fractional line falls on the nearest pixel border, of two equally near ones on the first.
