@@ -44,6 +44,7 @@ class Outcome(StrEnum):
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out of memory"
     BAD_DATA = "bad data"
+    DISK_FULL = "disk full"
     CRASHED = "crashed"
 
     @property

@@ -118,6 +118,7 @@ _ENDINGS = {
     Outcome.DIVERGED: ("diverged", "dynamics"),
     Outcome.OUT_OF_MEMORY: ("oom", "resources"),
     Outcome.BAD_DATA: ("bad_data", "data"),
+    Outcome.DISK_FULL: ("crashed", "resources"),
     Outcome.CRASHED: ("crashed", "resources"),
 }
 

@@ -53,6 +53,13 @@ class CaptionRules:
             random_parts or self.caption_dropout_every_n_epochs or self.enable_wildcard or self.token_warmup_step
         )
 
+    @property
+    def few(self) -> bool:
+        """True where a caption is seen in one form, or dropped: worth keeping what is made of it."""
+        return not (
+            self.shuffle_caption or self.caption_tag_dropout_rate or self.enable_wildcard or self.token_warmup_step
+        )
+
     def apply(self, caption: str, rng: random.Random, step: int = 0, epoch: int = 1) -> str:
         """The caption for one step.
 

@@ -25,6 +25,11 @@ def checkpoint_path(config: TrainingConfig, epoch: int) -> Path:
     return config.output_dir / f"{config.output_name}{'' if last else f'-{epoch:06d}'}.safetensors"
 
 
+def step_path(config: TrainingConfig, step: int) -> Path:
+    """Where the LoRA after some steps goes, as kohya's."""
+    return config.output_dir / f"{config.output_name}-step{step:08d}.safetensors"
+
+
 def save_dtype(config: TrainingConfig) -> torch.dtype:
     """Number format of LoRA files."""
     return _DTYPES[config.text("save_precision")]

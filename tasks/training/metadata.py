@@ -6,27 +6,37 @@ import hashlib
 import json
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tasks.training.config import LYCORIS_ARGS, TrainingConfig
+from tasks.training.config import LYCORIS_ARGS, Subset, TrainingConfig
 from tasks.training.data import TrainingData
+from tasks.training.dataset import Sample
 from tasks.training.models import BaseModel
 
 _SAME_NAME = (
     "learning_rate", "unet_lr", "text_encoder_lr", "lr_scheduler", "lr_warmup_steps", "max_grad_norm",
     "network_dropout", "gradient_checkpointing", "gradient_accumulation_steps", "mixed_precision", "full_fp16",
-    "clip_skip", "max_token_length", "cache_latents", "seed", "noise_offset", "noise_offset_random_strength",
-    "adaptive_noise_scale", "multires_noise_iterations", "multires_noise_discount", "ip_noise_gamma",
-    "ip_noise_gamma_random_strength", "zero_terminal_snr", "min_snr_gamma", "loss_type", "huber_schedule", "huber_c",
-    "huber_scale", "scale_weight_norms", "prior_loss_weight", "caption_dropout_rate",
-    "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "shuffle_caption", "keep_tokens", "flip_aug",
-    "enable_bucket", "bucket_no_upscale", "min_bucket_reso", "max_bucket_reso", "resize_interpolation",
-    "validation_split", "validation_seed",
+    "clip_skip", "cache_latents", "seed", "noise_offset", "noise_offset_random_strength", "adaptive_noise_scale",
+    "multires_noise_iterations", "multires_noise_discount", "ip_noise_gamma", "ip_noise_gamma_random_strength",
+    "zero_terminal_snr", "min_snr_gamma", "loss_type", "huber_schedule", "huber_c", "huber_scale",
+    "scale_weight_norms", "prior_loss_weight", "caption_dropout_rate", "caption_dropout_every_n_epochs",
+    "caption_tag_dropout_rate", "shuffle_caption", "keep_tokens", "flip_aug", "enable_bucket", "bucket_no_upscale",
+    "min_bucket_reso", "max_bucket_reso", "resize_interpolation", "validation_split", "validation_seed", "color_aug",
+    "random_crop",
 )  # fmt: skip
 """Parameters whose entry is ss_ and their name."""
+
+_NEVER = ("face_crop_aug_range", "max_validation_steps", "validate_every_n_steps", "vae_name", "vae_hash",
+          "new_vae_hash")  # fmt: skip
+"""Kohya's entries of what this trainer does not have."""
+
+_ABOUT = ("author", "description", "license", "tags", "usage_hint", "trigger_phrase")
 
 _NETWORK_ARGS = (
     "conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "block_dims", "block_alphas", "conv_block_dims",
@@ -41,6 +51,7 @@ class Progress:
     Attributes:
         started_at: seconds since 1970.
         rank: what network_dim has grown to.
+        optimizer: its class, with the module.
     """
 
     epoch: int
@@ -48,26 +59,29 @@ class Progress:
     steps_per_epoch: int
     started_at: float
     rank: int
+    optimizer: str
 
 
 def kohya_metadata(config: TrainingConfig, done: Progress, data: TrainingData, model: BaseModel) -> dict[str, str]:
-    """All entries of an epoch's file; every value is text, None and booleans too, as kohya's tools write them.
-
-    Hashes of the base model are left out: they cost a pass over gigabytes at every start.
-    """
+    """All entries of an epoch's file; every value is text, None and booleans too, as kohya's tools write them."""
     sdxl = len(model.text_encoders) == 2
     entries = {
         **{name: config.parameters[name] for name in _SAME_NAME},
         **_run(config, done, data),
         **_pictures(config, data),
         "debiased_estimation": config.parameters["debiased_estimation_loss"],
-        "optimizer": _optimizer(config),
+        "optimizer": _optimizer(config, done),
+        "max_token_length": None if config.integer("max_token_length") == 75 else config.parameters["max_token_length"],
+        "validate_every_n_epochs": config.parameters["save_every_n_epochs"] if data.validation else None,
+        **dict.fromkeys(_NEVER),
+        **_base(config.pretrained_model_name_or_path),
         **_network(config, done),
-        "sd_model_name": Path(config.pretrained_model_name_or_path).name,
         "base_model_version": "sdxl_base_v1-0" if sdxl else "sd_v1",
-        "v2": False,
-        "lowram": False,
-    }
+        "v2": False, "lowram": False, "fp8_base": False, "fp8_base_unet": False,
+        "sd_scripts_commit_hash": f"pixelloop {version('pixelloop')}",
+    }  # fmt: skip
+    if config.subsets:
+        entries["datasets"] = json.dumps(_datasets(config, data))
     return {**{f"ss_{name}": str(value) for name, value in entries.items()}, **_specification(config, done, model)}
 
 
@@ -90,19 +104,16 @@ def _run(config: TrainingConfig, done: Progress, data: TrainingData) -> dict[str
         "num_validation_images": len(data.validation),
         "batch_size_per_device": config.parameters["train_batch_size"],
         "total_batch_size": config.parameters["train_batch_size"],
-        "training_comment": None,
+        "training_comment": config.about.get("training_comment"),
     }
 
 
 def _pictures(config: TrainingConfig, data: TrainingData) -> dict[str, Any]:
     folders: dict[str, dict[str, int]] = {}
-    tags: dict[str, Counter[str]] = {}
     for sample in data.samples:
         name = sample.path.parent.name
         folder = folders.setdefault(name, {"n_repeats": sample.repeats, "img_count": 0})
         folder["img_count"] += 1
-        words = (tag.strip().lower() for tag in sample.caption.splitlines()[0].split(","))
-        tags.setdefault(name, Counter()).update(tag for tag in words if tag)
     sizes = data.bucket_sizes
     largest = max(sizes, key=lambda size: sizes[size])
     buckets = {str(i): {"resolution": list(size), "count": many} for i, (size, many) in enumerate(sizes.items())}
@@ -110,16 +121,79 @@ def _pictures(config: TrainingConfig, data: TrainingData) -> dict[str, Any]:
         "resolution": str((config.integer("resolution"),) * 2 if config.integer("resolution") else largest),
         "dataset_dirs": json.dumps(folders),
         "reg_dataset_dirs": json.dumps({config.reg_data_dir.name: {}} if config.reg_data_dir else {}),
-        "tag_frequency": json.dumps(tags),
+        "tag_frequency": json.dumps(_tags(data.samples)),
         "bucket_info": json.dumps({"buckets": buckets} if config.flag("enable_bucket") else None),
     }
 
 
-def _optimizer(config: TrainingConfig) -> str:
+def _optimizer(config: TrainingConfig, done: Progress) -> str:
     arguments = f"weight_decay={config.number('weight_decay'):g}"
     if further := config.parameters["optimizer_args"]:
         arguments += "," + ",".join(str(further).split())
-    return f"{config.text('optimizer_type')}({arguments})"
+    return f"{done.optimizer}({arguments})"
+
+
+@cache
+def _base(name: str) -> dict[str, Any]:
+    """Name and hashes of the base model's file: the old one of 64 KB behind the first megabyte, and SHA-256."""
+    path = Path(name)
+    if path.is_dir():
+        hashes = ("IsADirectory", "IsADirectory")  # what kohya's tools write of a diffusers folder
+    elif path.is_file():
+        with path.open("rb") as file:
+            whole = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0x100000)
+            hashes = (hashlib.sha256(file.read(0x10000)).hexdigest()[:8], whole)
+    else:
+        hashes = ("NOFILE", "NOFILE")
+    return {"sd_model_name": path.name, "sd_model_hash": hashes[0], "new_sd_model_hash": hashes[1]}
+
+
+def _datasets(config: TrainingConfig, data: TrainingData) -> list[dict[str, Any]]:
+    """Kohya's account of a dataset_config: each dataset with its subsets."""
+    found = []
+    for number in sorted({subset.dataset for subset in config.subsets}):
+        members = [(i, subset) for i, subset in enumerate(config.subsets) if subset.dataset == number]
+        samples = {i: [s for s in (*data.samples, *data.regularisation) if s.subset == i] for i, _ in members}
+        own = [s for i, subset in members if not subset.is_reg for s in samples[i]]
+        other = [s for i, subset in members if subset.is_reg for s in samples[i]]
+        p = members[0][1].parameters
+        found.append(
+            {
+                "is_dreambooth": True, "batch_size_per_device": p["train_batch_size"],
+                "num_train_images": sum(sample.repeats for sample in own), "num_reg_images": len(other),
+                "resolution": [p["resolution"], p["resolution"]], "enable_bucket": p["enable_bucket"],
+                "min_bucket_reso": p["min_bucket_reso"], "max_bucket_reso": p["max_bucket_reso"],
+                "resize_interpolation": p["resize_interpolation"], "tag_frequency": _tags(own),
+                "subsets": [_subset(subset, len(samples[i])) for i, subset in members],
+            }
+        )  # fmt: skip
+    return found
+
+
+def _subset(subset: Subset, images: int) -> dict[str, Any]:
+    return {
+        "img_count": images,
+        **{name: subset.parameters[name] for name in _OF_SUBSET},
+        "image_dir": subset.image_dir.name,
+        "class_tokens": subset.class_tokens,
+        "is_reg": subset.is_reg,
+    }
+
+
+_OF_SUBSET = (
+    "num_repeats", "color_aug", "flip_aug", "random_crop", "shuffle_caption", "keep_tokens", "keep_tokens_separator",
+    "secondary_separator", "enable_wildcard", "caption_prefix", "caption_suffix", "resize_interpolation",
+)  # fmt: skip
+
+
+def _tags(samples: Iterable[Sample]) -> dict[str, Counter[str]]:
+    """How often each tag stands in the captions of each folder."""
+    tags: dict[str, Counter[str]] = {}
+    for sample in samples:
+        words = (tag.strip().lower() for tag in sample.caption.splitlines()[0].split(","))
+        tags.setdefault(sample.path.parent.name, Counter()).update(tag for tag in words if tag)
+    return tags
 
 
 def _network(config: TrainingConfig, done: Progress) -> dict[str, Any]:
@@ -146,11 +220,14 @@ def _specification(config: TrainingConfig, done: Progress, model: BaseModel) -> 
         "sai_model_spec": "1.0.1",
         "architecture": f"{'stable-diffusion-xl-v1-base' if sdxl else 'stable-diffusion-v1'}/lora",
         "implementation": "diffusers",
-        "title": config.output_name,
+        "implementation_version": f"pixelloop/{version('pixelloop')}",
+        "title": config.about.get("metadata_title", config.output_name),
         "date": datetime.fromtimestamp(int(time.time()), UTC).isoformat(),
         "resolution": f"{side}x{side}",
         "prediction_type": "v" if velocity else "epsilon",
     }
+    about = {name: config.about.get(f"metadata_{name}") for name in _ABOUT}
+    spec |= {name: text for name, text in about.items() if text is not None}
     if skip := config.integer("clip_skip"):
         spec["encoder_layer"] = str(skip)
     low, high = config.parameters["min_timestep"], config.parameters["max_timestep"]

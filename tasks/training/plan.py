@@ -70,6 +70,8 @@ class NetworkPlan:
         merge_base_weights(c, self._model)
         convolutions = c.integer("conv_dim") or self._conv_dims or self._layers
         classes = UNET_BLOCKS | (UNET_CONV_BLOCKS if convolutions else set())
+        if c.flag("network_train_text_encoder_only"):
+            classes = set()
         networks = [adapt(self._model.unet, classes, self._unet_layer)]
         if not c.flag("network_train_unet_only"):
             for prefix, encoder in zip(self._model.text_prefixes, self._model.text_encoders, strict=True):

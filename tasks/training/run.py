@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schema.errors import BadDataError, DivergedError, PixelloopError
 from schema.runs import Outcome
-from tasks.training.config import load_config
-from tasks.training.events import FailedEvent, write_event
+from tasks.training.config import TrainingConfig, load_config
+from tasks.training.events import FailedEvent, WarningEvent, write_event
+from tasks.training.kohya import options_of, read_kohya
 
 if TYPE_CHECKING:
     from tasks.training.models import BaseModel
@@ -24,28 +27,69 @@ def run(config: Path, device: str, threads: int, model: BaseModel | None = None)
     Returns:
         0 finished or stopped with its state saved, 1 failed (the last event says how), 2 the configuration is wrong.
     """
+    return _run(lambda: load_config(config), config.parent, device, threads, model)
+
+
+def run_kohya(options: Sequence[str], device: str, threads: int) -> int:
+    """Train by kohya's files and options; events and state go to ``<output_name>-training`` in output_dir.
+
+    Args:
+        options: of the command line, in kohya's way.
+
+    Returns:
+        As `run`.
+    """
+    try:
+        config, notes = read_kohya(options_of(options))
+    except PixelloopError as error:
+        print(f"pixelloop: {error}", file=sys.stderr)
+        return 2
+    folder = config.output_dir / f"{config.output_name}-training"
+    folder.mkdir(parents=True, exist_ok=True)
+    for note in notes:
+        print(f"pixelloop: {note}", file=sys.stderr)
+        write_event(folder / "events.jsonl", WarningEvent(sentence=note))
+    return _run(lambda: config, folder, device, threads, None)
+
+
+def _run(read: Callable[[], TrainingConfig], folder: Path, device: str, threads: int, model: BaseModel | None) -> int:
     import torch  # seconds: a wrong call is answered before
 
-    events = config.parent / "events.jsonl"
+    events = folder / "events.jsonl"
     torch.set_num_threads(threads)
     try:
-        settings = load_config(config)
+        settings = read()
         from tasks.training.trainer import Trainer
 
-        Trainer(settings, config.parent, torch.device(device), model).run()
+        Trainer(settings, folder, torch.device(device), model).run()
     except DivergedError as error:
         return _fail(events, Outcome.DIVERGED, str(error))
     except BadDataError as error:
         return _fail(events, Outcome.BAD_DATA, str(error))
-    except torch.OutOfMemoryError as error:
-        sentence = f"out of memory on {device}: lower train_batch_size or set gradient_checkpointing ({error})"
-        return _fail(events, Outcome.OUT_OF_MEMORY, sentence.splitlines()[0])
-    except OSError as error:
-        return _fail(events, Outcome.CRASHED, f"{error.strerror or error}: {error.filename or config.parent}")
     except PixelloopError as error:
         _fail(events, Outcome.CRASHED, str(error))
         return 2
+    except (OSError, MemoryError, RuntimeError) as error:
+        outcome, sentence = _judge(error, device, folder)
+        if outcome is Outcome.CRASHED and not isinstance(error, OSError):
+            raise  # unknown: the log gets the whole story
+        return _fail(events, outcome, sentence)
     return 0
+
+
+def _judge(error: Exception, device: str, folder: Path) -> tuple[Outcome, str]:
+    """What the machine lacked, in one sentence."""
+    if isinstance(error, OSError):
+        place = error.filename or folder
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return Outcome.DISK_FULL, f"the disk is full, {place} could not be written: make room and start again"
+        return Outcome.CRASHED, f"{error.strerror or error}: {place}"
+    first = (str(error).splitlines() or [""])[0]
+    # torch has a class for GPUs alone; on a CPU the allocator says so in words.
+    if isinstance(error, MemoryError) or "out of memory" in first.lower() or "can't allocate memory" in first:
+        mend = "lower train_batch_size or set gradient_checkpointing"
+        return Outcome.OUT_OF_MEMORY, f"out of memory on {device}: {mend} ({first or 'no more to be had'})"
+    return Outcome.CRASHED, first
 
 
 def _fail(events: Path, outcome: Outcome, sentence: str) -> int:

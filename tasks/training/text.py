@@ -6,13 +6,16 @@ marks between them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from tasks.training.latents import TensorCache, digest
 from tasks.training.models import BaseModel, TextEncoder
 
 _PIECE = 75
@@ -36,10 +39,19 @@ class TextConditioner:
         self._encoders, self._tokenizers, self._device = model.text_encoders, model.tokenizers, device
         self._skip, self._length = clip_skip, max_token_length
         self._known: dict[str, tuple[Tensor, Tensor | None]] | None = None
+        self._cache, self._made_by = TensorCache(None), ""
 
-    def freeze(self) -> None:
-        """Nothing trains the encoders: remember what they say."""
-        self._known = {}
+    def freeze(self, folder: Path | None = None) -> None:
+        """Nothing trains the encoders: remember what they say.
+
+        Args:
+            folder: remembers it from run to run, by caption, weights and way of encoding; None keeps nothing there.
+        """
+        self._known, self._cache = {}, TensorCache(folder)
+        if folder is not None:
+            vocabularies = hashlib.sha256(repr([sorted(t.get_vocab().items()) for t in self._tokenizers]).encode())
+            weights = f"{digest(*self._encoders)}/{self._encoders[0].dtype}"
+            self._made_by = f"text/{weights}/{vocabularies.hexdigest()}/{self._skip}/{self._length}"
 
     def encode(self, captions: Sequence[str]) -> TextStates:
         """Text states of B captions."""
@@ -47,16 +59,32 @@ class TextConditioner:
             return self._encode(captions)
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
         fresh: dict[str, tuple[Tensor, Tensor | None]] = {}
-        if new:
+        for caption in new:
+            if (kept := self._read(caption)) is not None:
+                fresh[caption] = kept
+        if unseen := [caption for caption in new if caption not in fresh]:
             with torch.no_grad():
-                made = self._encode(new)
-            for i, caption in enumerate(new):
+                made = self._encode(unseen)
+            for i, caption in enumerate(unseen):
                 fresh[caption] = made.states[i], None if made.pooled is None else made.pooled[i]
+                self._write(caption, *fresh[caption])
         found = [fresh[caption] if caption in fresh else self._known[caption] for caption in captions]
         if len(self._known) + len(fresh) <= _KEPT:
             self._known |= fresh
         pooled = [vector for _, vector in found if vector is not None]
         return TextStates(torch.stack([states for states, _ in found]), torch.stack(pooled) if pooled else None)
+
+    def _read(self, caption: str) -> tuple[Tensor, Tensor | None] | None:
+        keys = [self._cache.key(caption.encode(), f"{self._made_by}/{part}") for part in ("states", "pooled")]
+        states, pooled = (self._cache.read(key) for key in keys)
+        if states is None or (pooled is None and len(self._encoders) > 1):
+            return None
+        return states.to(self._device), None if pooled is None else pooled.to(self._device)
+
+    def _write(self, caption: str, states: Tensor, pooled: Tensor | None) -> None:
+        for part, tensor in (("states", states), ("pooled", pooled)):
+            if tensor is not None:
+                self._cache.write(self._cache.key(caption.encode(), f"{self._made_by}/{part}"), tensor.cpu())
 
     def _encode(self, captions: Sequence[str]) -> TextStates:
         if len(self._encoders) == 1:

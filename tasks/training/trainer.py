@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from schema.errors import DivergedError
+from schema.errors import ConfigError, DivergedError
 from schema.parameters import Parameters
 from tasks.training.captions import CaptionRules
-from tasks.training.checkpoint import checkpoint_path, load_state, save_dtype, save_lora, save_state
+from tasks.training.checkpoint import checkpoint_path, load_state, save_dtype, save_lora, save_state, step_path
 from tasks.training.config import TrainingConfig
 from tasks.training.data import Batch, TrainingData
 from tasks.training.events import (
@@ -39,6 +39,7 @@ from tasks.training.metadata import Progress, kohya_metadata
 from tasks.training.models import BaseModel, load_base_model
 from tasks.training.optimizer import make_optimizer, make_schedule
 from tasks.training.plan import NetworkPlan
+from tasks.training.precision import Scaler, trained_dtype
 from tasks.training.text import TextConditioner
 
 _EXPLODED = 10.0
@@ -79,20 +80,22 @@ class Trainer:
         self._model = load_base_model(name, device, frozen) if model is None else model.to(device)
         self._unet = self._model.unet
         self.data = TrainingData(config, self._model, device)
+        self.config = config = self._with_epochs(config)
         self._diffusion = Diffusion(self._model.scheduler, DiffusionRules.of(config), device)
         self._rules = [CaptionRules.of(subset, self.total_steps) for subset in self.data.subset_configs]
         self._text = TextConditioner(
             self._model, config.integer("clip_skip"), config.integer("max_token_length"), device
         )
+        few_captions = all(rules.few for rules in self._rules)
         plan = NetworkPlan(config, self._model)
-        self._networks = [network.to(device) for network in plan.build()]
+        self._networks = [network.to(device, trained_dtype(config)) for network in plan.build()]
         if len(self._networks) == 1:
-            self._text.freeze()
+            self._text.freeze(config.cache_dir if few_captions else None)
         self._weights = [p for network in self._networks for p in network.parameters()]
         self._optimizer = make_optimizer(config, plan.groups(self._networks))
         self._schedule = make_schedule(config, self._optimizer, self.total_steps)
         self._growth, self._rank = Growth.of(config), config.integer("network_dim")
-        self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast is torch.float16)
+        self._scaler = Scaler(device.type, enabled=self._autocast is torch.float16)
         self.epoch, self.step, self._position = 0, 0, 0
         self._order: list[Batch] = []
         self._losses: list[float] = []
@@ -113,7 +116,15 @@ class Trainer:
     @property
     def total_steps(self) -> int:
         """Optimizer steps in the run."""
-        return self.steps_per_epoch * self.config.integer("max_train_epochs")
+        whole = self.steps_per_epoch * self.config.integer("max_train_epochs")
+        return min(whole, self.config.integer("max_train_steps") or whole)
+
+    def _with_epochs(self, config: TrainingConfig) -> TrainingConfig:
+        """With max_train_steps as many epochs as those begin."""
+        if not config.integer("max_train_steps"):
+            return config
+        epochs = math.ceil(config.integer("max_train_steps") / self.steps_per_epoch)
+        return config.changed(parameters={**config.parameters, "max_train_epochs": epochs})
 
     def run(self) -> None:
         """Train until done or told to stop (SIGTERM, or the parent is gone).
@@ -144,12 +155,13 @@ class Trainer:
             self._grow(self._growth.rank(self.epoch + 1))
         told, waiting = time.monotonic(), list[Tensor]()
         accumulate = self.config.integer("gradient_accumulation_steps")
-        while self._position < len(self._order):
+        while self._position < len(self._order) and self.step < self.total_steps:
             group = self._order[self._position : self._position + accumulate]
             started = time.monotonic()
             waiting += self._train(group)
             self._position += len(group)
             self._trained += time.monotonic() - started
+            self._save_step()
             if time.monotonic() - told > 1 or self.step == 1:
                 self._tell_step(waiting)
                 told, waiting = time.monotonic(), []
@@ -257,7 +269,7 @@ class Trainer:
         every = self.config.integer("save_every_n_epochs")
         if self.epoch % every == 0 or self.epoch == self.config.integer("max_train_epochs"):
             path = checkpoint_path(self.config, self.epoch)
-            save_lora(path, self._kohya_state(), kohya_metadata(self.config, self._progress(), self.data, self._model))
+            self._save_lora(path)
             self._tell(
                 EpochEvent(
                     step=self.step, epoch=self.epoch, loss=loss, validation_loss=self._validate(),
@@ -267,6 +279,18 @@ class Trainer:
             )  # fmt: skip
         self._optimizer_mode(training=True)
         self._save_state()
+
+    def _save_step(self) -> None:
+        """Kohya's save_every_n_steps: a file beside those of the epochs, without an event."""
+        every = self.config.integer("save_every_n_steps")
+        if every and self.step % every == 0:
+            self._optimizer_mode(training=False)
+            self._save_lora(step_path(self.config, self.step))
+            self._optimizer_mode(training=True)
+
+    def _save_lora(self, path: Path) -> None:
+        metadata = kohya_metadata(self.config, self._progress(), self.data, self._model)
+        save_lora(path, self._kohya_state(), metadata)
 
     def _kohya_state(self) -> dict[str, Tensor]:
         dtype = save_dtype(self.config)
@@ -299,6 +323,11 @@ class Trainer:
         if self.config.flag("gradient_checkpointing"):
             self._unet.enable_gradient_checkpointing()
             self._unet.train()  # diffusers checkpoints only while training; there is no dropout in it
+            for encoder in self._model.text_encoders[: len(self._networks) - 1]:
+                encoder.gradient_checkpointing_enable({"use_reentrant": False})
+                encoder.train()
+        if self.config.flag("xformers"):
+            self._unet.enable_xformers_memory_efficient_attention()
         if self.config.flag("torch_compile"):
             # By block: all blocks of a kind share their kernels, and so do later trials through the cache on disk.
             self._unet.compile_repeated_blocks(dynamic=False)
@@ -314,7 +343,9 @@ class Trainer:
             switch()
 
     def _progress(self) -> Progress:
-        return Progress(self.epoch, self.step, self.steps_per_epoch, self._started, self._rank)
+        kind = type(self._optimizer)
+        optimizer = f"{kind.__module__}.{kind.__qualname__}"
+        return Progress(self.epoch, self.step, self.steps_per_epoch, self._started, self._rank, optimizer)
 
     def _cast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self._autocast) if self._autocast else nullcontext()
@@ -351,7 +382,7 @@ class Trainer:
             "order": self._order, "losses": self._losses,
             "epoch": self.epoch, "step": self.step, "position": self._position,
             "trained": self._trained, "first_loss": self._first_loss, "halved": self._halved,
-            "started": self._started, "rank": self._rank,
+            "started": self._started, "rank": self._rank, "parameters": self.config.parameters,
         }  # fmt: skip
         save_state(self._state_file, state)
 
@@ -359,6 +390,11 @@ class Trainer:
         state = load_state(self._state_file)
         if state is None:
             return
+        if changed := [n for n, v in self.config.parameters.items() if state["parameters"].get(n) != v]:
+            raise ConfigError(
+                f"{self._state_file} was saved under another {changed[0]}: set it back to go on, "
+                "or remove the file to train anew"
+            )
         self._grow(state["rank"])
         for network, saved in zip(self._networks, state["networks"], strict=True):
             network.load_state_dict(saved)

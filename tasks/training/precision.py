@@ -1,0 +1,25 @@
+"""Number formats of what is trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from tasks.training.config import TrainingConfig
+
+
+class Scaler(torch.amp.GradScaler):
+    """Scales losses as PyTorch's; also takes the fp16 gradients of full_fp16, which PyTorch's refuses."""
+
+    def _unscale_grads_(
+        self, optimizer: Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
+    ) -> dict[torch.device, Tensor]:
+        return super()._unscale_grads_(optimizer, inv_scale, found_inf, True)
+
+
+def trained_dtype(config: TrainingConfig) -> torch.dtype:
+    """Number format of the LoRA and its gradients: float32 except for kohya's full_fp16 and full_bf16."""
+    if config.flag("full_fp16"):
+        return torch.float16
+    return torch.bfloat16 if config.flag("full_bf16") else torch.float32
