@@ -228,8 +228,9 @@ def _measure(setting: Setting) -> dict[str, list[Measured]]:
     for turn in range(setting.args.rounds):
         for way, run in ways.items():
             found[way].append(run(f"{way}-{turn}"))
+            last = found[way][-1]
             print(
-                f"{way} {turn}: {found[way][-1].step:.3f} s/step, {found[way][-1].cpu_step:.3f} CPU s/step, first after {found[way][-1].first_step:.2f} s"
+                f"{way} {turn}: {last.step:.3f} s, {last.cpu_step:.3f} CPU s a step, first at {last.first_step:.2f} s"
             )
     warm.close()
     return found

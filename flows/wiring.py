@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows import progress
 from optimizer.gate import Gate
 from optimizer.history import related
 from optimizer.space import Space
@@ -26,6 +27,7 @@ from tasks.home import Home, TrialFolder
 from tasks.store.base import CampaignRecord, Store
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
+from tasks.store.outbox import OutboxStore
 from tasks.store.postgres import PostgresStore
 from tasks.training.config import load_config, write_config
 from tasks.training.dataset import dataset_fingerprint, num_images
@@ -43,7 +45,7 @@ class Services:
 
     home: Home
     settings: Settings
-    store: Store
+    store: OutboxStore
     database_url: str
     embedded: EmbeddedPostgres | None
     warm: WarmTrainer | None
@@ -104,16 +106,17 @@ def _open_home(place: Home) -> Services:
         embedded = EmbeddedPostgres(place.postgres)
         url = embedded.start()
     migrate(url)
-    store = _store(settings, url)
+    tables = _store(settings, url, embedded)
+    store = OutboxStore(tables, place.outbox, lambda sentence: progress.listener.message(sentence))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place.compiled))
     warm = WarmTrainer(place.warm_log, settings.threads) if settings.warm_trainer else None
     return Services(place, settings, store, url, embedded, warm)
 
 
-def _store(settings: Settings, url: str) -> Store:
+def _store(settings: Settings, url: str, embedded: EmbeddedPostgres | None) -> Store:
     """Runs are kept on Supabase where a project is named; Optuna and Prefect need a Postgres beside it all the same."""
     if settings.supabase_url is None:
-        return PostgresStore(url)
+        return PostgresStore(url, embedded.start if embedded is not None else None)
     if settings.supabase_key is None:
         raise ConfigError("SUPABASE_URL is set, but SUPABASE_KEY is not: set it to the project's secret key")
     from tasks.store.supabase import SupabaseStore  # a second that most commands can do without

@@ -107,6 +107,11 @@ class Home:
         """What the process says that trainers are forked from."""
         return self.root / "warm-trainer.log"
 
+    @property
+    def outbox(self) -> Path:
+        """Rows that wait for a database that is away, and those that it refused."""
+        return self.root / "outbox"
+
     def trial(self, campaign: str, number: int) -> TrialFolder:
         """Folder of one trial."""
         return TrialFolder(self.root / "runs" / campaign / f"{number:03d}")

@@ -25,8 +25,9 @@ _AWAY = (psycopg.OperationalError, psycopg.InterfaceError)
 class PostgresTables:
     """Implements `tasks.store.tables.Tables`. One short transaction a call; reconnects once by itself."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, revive: Callable[[], object] | None = None) -> None:
+        """Args: revive: called where the server does not answer, before it is asked once more."""
+        self._url, self._revive = url, revive
         self._connection: Connection | None = None
         self._lock = threading.RLock()  # one thread must not close what another has just opened again
 
@@ -81,6 +82,8 @@ class PostgresTables:
                     return work(self._open())
                 except _AWAY:
                     self.close()
+                    if self._revive is not None:
+                        self._revive()
                     return work(self._open())
         except _AWAY as error:
             raise StoreUnavailableError(f"the database cannot be reached: {_first_line(error)}") from error
@@ -98,9 +101,9 @@ class PostgresTables:
 class PostgresStore(RecordStore):
     """The store on a Postgres server."""
 
-    def __init__(self, url: str) -> None:
-        """Args: url: ``postgresql://user:password@host:port/database``."""
-        super().__init__(PostgresTables(url))
+    def __init__(self, url: str, revive: Callable[[], object] | None = None) -> None:
+        """Args: url: ``postgresql://user:password@host:port/database``; revive: starts the server where it is ours."""
+        super().__init__(PostgresTables(url, revive))
 
 
 def _argument(value: Any) -> Any:

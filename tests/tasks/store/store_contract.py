@@ -203,6 +203,32 @@ class StoreContract:
         assert found.n_runs == 2
         assert found.effects == (effect,)
 
+    @pytest.mark.parametrize(
+        "text", ['it\'s "quoted"; drop table runs; --', "gr\u00fcn \U0001f451 \u738b\u51a0", "a\\nb\n\tc", "%s {} $1"]
+    )
+    def test_any_text_comes_back_as_it_was(self, store: Store, text: str) -> None:
+        store.save_run(make_run(0, caption_version=text).changed(failure=text, recommended_next_steps=(text,)))
+        found = store.run("night", 0)
+        assert (found.failure, found.recommended_next_steps) == (text, (text,))
+        assert found.all_parameters["caption_version"] == text
+        assert len(store.find_runs([Condition(parameter="caption_version", operator="==", value=text)])) == 1
+
+    def test_a_character_that_no_database_takes_is_shown_by_its_picture(self, store: Store) -> None:
+        store.save_run(make_run(0).changed(failure="before\x00after"))
+        assert store.run("night", 0).failure == "before\N{SYMBOL FOR NULL}after"
+
+    def test_five_megabytes_in_one_row_are_kept(self, store: Store) -> None:
+        settings = {"words": ["crown " * 100] * 8500}
+        store.save_campaign("night", settings, "running")
+        assert store.campaigns()[0].settings == settings
+
+    def test_two_workers_that_write_the_same_epoch_leave_one(self, store: Store) -> None:
+        run = make_run(0)
+        store.save_run(run)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda n: store.save_epoch(make_epoch(run, 1, quality=float(n))), range(20)))
+        assert len(store.epochs(run.uid)) == 1
+
     def test_several_threads_may_save_at_once(self, store: Store) -> None:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda n: store.save_run(make_run(n)), range(20)))

@@ -7,6 +7,7 @@ import psycopg
 import pytest
 
 from schema.errors import StoreError, StoreUnavailableError
+from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.postgres import PostgresStore
 from tests.tasks.store.store_contract import StoreContract, make_run
 
@@ -71,4 +72,18 @@ def test_rows_of_a_users_own_table_are_left_alone(postgres_url: str) -> None:
         connection.execute("insert into training_runs (run_name, status) values ('old run', 'completed')")
     store = PostgresStore(postgres_url)
     assert store.runs() == []
+    store.close()
+
+
+def test_a_server_of_our_own_is_started_again_where_it_has_died(postgres_url: str, postgres: EmbeddedPostgres) -> None:
+    asked: list[str] = []
+
+    def revive() -> None:
+        asked.append(postgres.start())
+
+    store = PostgresStore(postgres_url, revive)
+    store.save_run(make_run(0))
+    postgres.stop()
+    assert store.runs() == [make_run(0)]
+    assert len(asked) == 1
     store.close()

@@ -1,0 +1,137 @@
+"""Rows are neither lost nor doubled where the database goes away: real servers, really killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
+import psycopg
+import pytest
+
+from schema.errors import NotFoundError, StoreUnavailableError
+from tasks.store import outbox
+from tasks.store.embedded import EmbeddedPostgres
+from tasks.store.migrate import migrate
+from tasks.store.outbox import OutboxStore
+from tasks.store.postgres import PostgresStore
+from tests.conftest import remove
+from tests.tasks.store.store_contract import StoreContract, make_epoch, make_run
+
+
+class TestOutboxStore(StoreContract):
+    @pytest.fixture
+    def store(self, postgres_url: str, tmp_path: Path) -> Iterator[OutboxStore]:
+        store = OutboxStore(PostgresStore(postgres_url), tmp_path / "outbox")
+        yield store
+        assert store.waiting == 0
+        store.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    """A server that a test may kill."""
+    server = EmbeddedPostgres(tmp_path / "home" / "postgres")
+    migrate(server.start())
+    yield server
+    remove(server)
+
+
+def kill(server: EmbeddedPostgres) -> None:
+    state = json.loads((server.root / "state.json").read_text())
+    postmaster = psutil.Process(int((server.root / state["data"] / "postmaster.pid").read_text().split()[0]))
+    family = [postmaster, *postmaster.children()]
+    for process in family:
+        process.kill()
+    psutil.wait_procs(family, timeout=10)
+
+
+def counted(url: str) -> tuple[int, int]:
+    """Rows of runs and of epochs."""
+    with psycopg.connect(url) as connection:
+        runs = connection.execute("select count(*) from training_runs").fetchone()
+        epochs = connection.execute("select count(*) from epoch_results").fetchone()
+    assert runs is not None
+    assert epochs is not None
+    return runs[0], epochs[0]
+
+
+def test_a_killed_database_costs_nothing(
+    server: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "_RETRY", 0.0)
+    told: list[str] = []
+    store = OutboxStore(PostgresStore(server.url()), tmp_path / "outbox", told.append)
+    store.save_run(make_run(0))
+    store.save_epoch(make_epoch(make_run(0), 1))
+    kill(server)
+    store.save_epoch(make_epoch(make_run(0), 2))
+    store.save_run(make_run(1))
+    store.save_epoch(make_epoch(make_run(1), 1))
+    assert [len(h.epochs) for h in store.history("night")] == [2, 1]  # what decisions see is complete
+    assert store.waiting == 3
+    server.start()
+    assert counted(server.url()) == (1, 1)
+    store.save_run(make_run(0).changed(quality=50.0))
+    assert store.waiting == 0
+    assert counted(server.url()) == (2, 3)
+    assert store.run("night", 0).quality == 50.0
+    assert "goes on" in told[0]
+    assert "back" in told[-1]
+    store.close()
+
+
+def test_what_waits_outlives_the_program(server: EmbeddedPostgres, tmp_path: Path) -> None:
+    first = OutboxStore(PostgresStore(server.url()), tmp_path / "outbox")
+    first.save_run(make_run(0))
+    kill(server)
+    first.save_epoch(make_epoch(make_run(0), 1))  # and then the program is killed too
+    server.start()
+    second = OutboxStore(PostgresStore(server.url()), tmp_path / "outbox")
+    assert len(second.epochs(make_run(0).uid)) == 1
+    assert (second.waiting, counted(server.url())) == (0, (1, 1))
+    second.close()
+
+
+def test_a_letter_that_is_delivered_twice_changes_nothing(postgres_url: str, tmp_path: Path) -> None:
+    store = OutboxStore(PostgresStore(postgres_url), tmp_path / "outbox")
+    store.save_run(make_run(0))
+    store.save_epoch(make_epoch(make_run(0), 1))
+    letters = [
+        {"kind": "run", "data": make_run(0).model_dump(mode="json")},
+        {"kind": "epoch", "data": make_epoch(make_run(0), 1).model_dump(mode="json")},
+    ]
+    lines = "".join(json.dumps(letter) + "\n" for letter in letters * 2)
+    (tmp_path / "outbox" / "waiting.jsonl").write_text(lines + '{"kind": "run", "da')  # the last one torn by a kill
+    assert store.flush()
+    assert counted(postgres_url) == (1, 1)
+    store.close()
+
+
+def test_a_row_that_is_never_taken_is_set_aside_with_its_reason(postgres_url: str, tmp_path: Path) -> None:
+    told: list[str] = []
+    store = OutboxStore(PostgresStore(postgres_url), tmp_path / "outbox", told.append)
+    store.save_run(make_run(0))
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("alter table training_runs add constraint no_knights check (run_name <> 'night-001')")
+    store.save_run(make_run(1))
+    store.save_run(make_run(2))
+    (refused,) = store.refused()
+    assert refused["data"]["run_name"] == "night-001"
+    assert "no_knights" in refused["reason"]
+    assert "set aside" in told[0]
+    assert [run.number for run in store.runs()] == [0, 2]
+    store.close()
+
+
+def test_an_epoch_without_its_run_is_a_mistake_at_once(postgres_url: str, tmp_path: Path) -> None:
+    store = OutboxStore(PostgresStore(postgres_url), tmp_path / "outbox")
+    with pytest.raises(NotFoundError, match="not in the store"):
+        store.save_epoch(make_epoch(make_run(0), 1))
+    store.close()
+
+
+def test_without_a_database_at_the_start_nothing_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+        OutboxStore(PostgresStore("postgresql://nobody@127.0.0.1:9/none"), tmp_path / "outbox")
