@@ -20,7 +20,7 @@ import torch
 from benchmarks.metrics import colours, speed, style
 from schema.errors import ConfigError
 
-_PER_SOURCE = (60, 15)
+_PER_SOURCE = (60, 30)
 """Busts of each style, in full and quick."""
 
 
