@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +46,8 @@ STYLE_WEIGHTS = {
 a grid with no more stray pixels than real sprites have."""
 
 _CHUNK = 64
+_LEAST = 4
+"""Pictures from which another thread is worth it."""
 _FIGURE = (0.06, 0.94)
 _TWO_TONE_PENALTY = 0.7
 _STRAY = (0.10, 0.45)
@@ -67,7 +71,6 @@ class View:
     promises: dict[str, Promises]
 
 
-@torch.no_grad()
 def measure(images: Tensor, expectations: Sequence[Expectation]) -> list[PictureMetrics]:
     """Measure pictures against what their prompts promise.
 
@@ -84,8 +87,28 @@ def measure(images: Tensor, expectations: Sequence[Expectation]) -> list[Picture
         One record a picture, rounded to four decimals: the same in every batch, order and number of threads.
         Whatever decides is computed in whole numbers, so CPU and GPU agree within the rounding.
     """
-    chunks = range(0, len(images), _CHUNK)
-    return [m for i in chunks for m in _measure(images[i : i + _CHUNK], expectations[i : i + _CHUNK])]
+    workers = 1 if images.is_cuda else max(1, min(torch.get_num_threads(), len(images) // _LEAST))
+    size = max(1, min(_CHUNK, -(-len(images) // workers)))
+    pieces = [(images[i : i + size], expectations[i : i + size]) for i in range(0, len(images), size)]
+    if images.is_cuda:
+        return [m for piece in pieces for m in _measure(*piece)]
+    with _single_threads(workers) as pool:
+        return [m for found in pool.map(_measure, *zip(*pieces, strict=True)) for m in found] if pieces else []
+
+
+@contextlib.contextmanager
+def _single_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that share out pictures, each of one core.
+
+    The tensors of native cells are small: threads that share them out spend their time waiting for each other, and
+    on a busy machine nearly all of it.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)  # what later threads of this process start with
 
 
 def view(images: Tensor, expectations: Sequence[Expectation]) -> View:
@@ -120,6 +143,7 @@ def summarise(pictures: Sequence[PictureMetrics]) -> EpochMetrics:
     )
 
 
+@torch.no_grad()
 def _measure(images: Tensor, expectations: Sequence[Expectation]) -> list[PictureMetrics]:
     seen = view(images, expectations)
     style = measure_style(seen.scan, seen.grid, seen.cells, seen.valid)

@@ -117,9 +117,13 @@ def test_neither_batch_nor_order_nor_threads_change_anything(measured: list[Pict
     try:
         torch.set_num_threads(2)
         alone = [measure(pictures()[i : i + 1], PROMISES[i : i + 1])[0] for i in range(6)]
+        shared_out = measure(pictures(), PROMISES)
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
     assert alone == measured[:6]
+    assert shared_out == measured
+    assert measure(pictures()[:0], []) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
