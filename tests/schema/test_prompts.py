@@ -33,7 +33,7 @@ def test_each_of_several_in_one_tag_has_its_own_colours() -> None:
 
 def test_two_colours_and_shades_are_read_and_what_is_denied_is_not() -> None:
     assert expectation_of("pink and blue hair").hair == (COLOUR_WORDS["pink"], COLOUR_WORDS["blue"])
-    assert expectation_of("dark green background").background == ("#1c6530",)
+    assert expectation_of("dark green background").background == ("#1c652f",)
     assert expectation_of("short hair, no crown") == Expectation()
 
 
