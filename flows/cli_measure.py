@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from schema.errors import BadDataError, ConfigError, PixelloopError
+from schema.errors import ConfigError, PixelloopError
 from schema.prompts import Expectation, expectation_of, load_prompts
 from schema.runs import EpochMetrics, PictureMetrics
 from schema.settings import Settings
@@ -41,6 +41,7 @@ class Shot:
     path: Path
     expectation: Expectation
     pixels: Tensor  # (3, H, W) uint8
+    enlarged: int = 1  # times, where the file holds pixel art at its native size
 
 
 def measure(
@@ -54,6 +55,9 @@ def measure(
     ] = None,
 ) -> None:
     """Measure pictures: colours against what was promised, pixel grid, style.
+
+    Higher is better of all but photo; pal is a number of colours, grid the size of an art pixel; - is not promised, or
+    not found. Sprites in few colours and of at most 128 pixels are taken as drawn at their native size.
 
     Example: [bold]pixelloop measure samples/ --prompt "pixel art, green background (#22aa44), brown hair"[/]
     """
@@ -158,10 +162,13 @@ def _under(places: Sequence[Path], endings: set[str], what: str) -> list[Path]:
 
 def _read(files: Sequence[Path], prompt: str | None) -> tuple[list[Shot], list[str]]:
     """Pictures that can be read, and a sentence for each that cannot."""
+    from tasks.metrics.native import read_picture
+
     shots, broken = [], []
     for file in files:
         try:
-            shots.append(Shot(file, expectation_of(_promise(file) if prompt is None else prompt), _pixels(file)))
+            promised = expectation_of(_promise(file) if prompt is None else prompt)
+            shots.append(Shot(file, promised, *read_picture(file)))
         except PixelloopError as error:
             broken.append(str(error))
     return shots, broken
@@ -172,27 +179,16 @@ def _promise(file: Path) -> str:
     return caption.read_text(encoding="utf-8", errors="replace") if caption.exists() else ""
 
 
-def _pixels(file: Path) -> Tensor:
-    import numpy as np
-    import torch
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (UnidentifiedImageError, OSError) as error:
-        raise BadDataError(f"{file} cannot be read as a picture: replace or remove it") from error
-
-
 def _measured(shots: Sequence[Shot], device: str) -> list[PictureMetrics]:
     """Metrics in the order of the pictures, measured in batches of one size."""
+    from tasks.metrics.native import on_file
     from tasks.metrics.suite import measure as measure_pictures
 
     found: dict[int, PictureMetrics] = {}
     for some in _batches(shots):
         expectations = [shots[i].expectation for i in some]
         found.update(zip(some, measure_pictures(_stack(shots, some, device), expectations), strict=True))
-    return [found[i] for i in range(len(shots))]
+    return [on_file(found[i], shot.enlarged) for i, shot in enumerate(shots)]
 
 
 def _overlays(shots: Sequence[Shot], folder: Path, device: str) -> None:
@@ -220,10 +216,10 @@ def _stack(shots: Sequence[Shot], some: Sequence[int], device: str) -> Tensor:
 
 def _table(what: str, rows: Sequence[tuple[str, PictureMetrics]]) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column(what, no_wrap=True, overflow="fold")
+    table.add_column(what, overflow="fold")
     colours = ("background_colour", "hair_colour") if out.width >= _WIDE else ()
     for heading in (*_COLUMNS.values(), *(name.removesuffix("_colour") for name in colours)):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
     for name, metrics in rows:
         cells = [_number(getattr(metrics, field), field) for field in _COLUMNS]
         table.add_row(name, *cells, *(getattr(metrics, field) or "" for field in colours))
@@ -233,7 +229,7 @@ def _table(what: str, rows: Sequence[tuple[str, PictureMetrics]]) -> Table:
 def _number(value: float | None, field: str) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if field == "grid_scale" else f"{value:.0f}"
+    return f"{value:.3g}" if field == "grid_scale" else f"{value:.0f}"
 
 
 def _name(path: Path, among: Sequence[Path]) -> str:

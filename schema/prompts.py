@@ -15,8 +15,16 @@ COLOUR_WORDS: dict[str, str] = {
     "red": "#c8323c", "green": "#2fa84f", "blue": "#2f6fd6", "yellow": "#e8c63a", "orange": "#e8842a",
     "purple": "#7d3fb2", "pink": "#ee8fb4", "teal": "#1f9e9a", "cyan": "#2fc4d6", "brown": "#6b4423",
     "blonde": "#e3c063", "blond": "#e3c063", "gold": "#ffd700", "golden": "#ffd700", "bronze": "#b8722c",
+    "auburn": "#7b3320", "ginger": "#c4622d", "beige": "#d9c7a0", "cream": "#f3e9cf", "tan": "#c9a06c",
+    "navy": "#1f2a5a", "turquoise": "#30c9b0", "violet": "#7d3fb2", "lavender": "#b79ee0", "magenta": "#d02fb0",
+    "crimson": "#a81c32", "maroon": "#6a1f2b", "lime": "#8ede2f", "olive": "#7a7a2e",
 }  # fmt: skip
 """Colour meant by a word when the prompt gives no hex code."""
+
+_SHADES = {"dark": (0.0, 0.4), "light": (1.0, 0.45), "pale": (1.0, 0.45)}
+"""Words before a colour that mix it with black (0) or white (1), and by how much."""
+
+_NONE = {"no", "without"}
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "background": ("background", "backdrop"),
@@ -70,22 +78,56 @@ def expectation_of(text: str) -> Expectation:
     """Read the promised colours out of a prompt or caption.
 
     A tag (text between commas) that names an attribute promises its hex codes, wherever in the
-    tag they stand, or else the colour word before the noun: ``green background (#22aa44)`` and
-    ``green background`` both promise a green background. Hex codes in brackets may be parted
-    by commas.
+    tag they stand, or else the colour words before the noun: ``green background (#22aa44)`` and
+    ``green background`` both promise a green background. Where a tag names several, each has what
+    stands before it and in brackets behind it: ``brown hair and gold crown on a teal background``.
+    Hex codes in brackets may be parted by commas; ``no crown`` promises nothing.
     """
     found: dict[str, tuple[str, ...]] = {}
-    for tag in _tags(text):
-        words = re.findall(r"[a-z]+", _HEX.sub(" ", tag).lower())
-        attribute = next((a for a, nouns in ATTRIBUTES.items() if any(noun in words for noun in nouns)), None)
-        if attribute is None or attribute in found:
+    for attribute, before, behind in (part for tag in _tags(text) for part in _named(tag)):
+        if attribute in found or _NONE & set(_words(before)[-2:]):
             continue
-        codes = tuple(_HEX.findall(tag)) or tuple(COLOUR_WORDS[w] for w in words if w in COLOUR_WORDS)[:1]
+        codes = tuple(_HEX.findall(before + behind)) or _in_words(_words(before)) or _in_words(_words(behind))[:1]
         if not codes and attribute in COLOUR_OF_KIND:
             codes = (COLOUR_OF_KIND[attribute],)
         if codes:
             found[attribute] = codes
     return Expectation(**found)
+
+
+def _named(tag: str) -> list[tuple[str, str, str]]:
+    """The attributes that a tag names, each with its text before the noun and behind it."""
+    nouns = {noun: attribute for attribute, names in ATTRIBUTES.items() for noun in names}
+    hits = [m for m in re.finditer(r"[a-z]+", _HEX.sub(lambda code: " " * len(code[0]), tag.lower())) if m[0] in nouns]
+    parts, start = [], 0
+    for number, hit in enumerate(hits):
+        last = number == len(hits) - 1
+        bracket = re.match(r"\s*\([^)]*\)", tag[hit.end() :])
+        end = len(tag) if last else hit.end() + (bracket.end() if bracket else 0)
+        parts.append((nouns[hit[0]], tag[start : hit.start()], tag[hit.end() : end]))
+        start = end
+    return parts
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", _HEX.sub(" ", text).lower())
+
+
+def _in_words(words: list[str]) -> tuple[str, ...]:
+    """The last colour in a row of words, with those that "and" or nothing parts from it."""
+    codes: list[str] = []
+    for place in range(len(words) - 1, -1, -1):
+        word, shade = words[place], _SHADES.get(words[place - 1]) if place else None
+        if word in COLOUR_WORDS:
+            codes.append(_mixed(COLOUR_WORDS[word], *shade) if shade else COLOUR_WORDS[word])
+        elif codes and word != "and" and word not in _SHADES:
+            break
+    return tuple(codes[::-1])
+
+
+def _mixed(code: str, towards: float, amount: float) -> str:
+    values = (int(code[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(v + amount * (255 * towards - v)):02x}" for v in values)
 
 
 def _tags(text: str) -> list[str]:

@@ -6,6 +6,7 @@ crown is asked for twice: where one is, and where none is.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks.metrics.busts import SOURCES, Bust, Source, busts, two_toned
+from benchmarks.metrics.busts import SOURCES, Bust, busts, two_toned
 from benchmarks.metrics.pictures import store
 from benchmarks.scores import auc, mean
 from demo.attributes import CROWNS, distance
@@ -51,8 +52,7 @@ class Seen:
 
 def look_at_busts(per_source: int, seed: int, quality: int | None = None) -> dict[str, list[Seen]]:
     """Busts of each style, measured as PNG or as JPEG of a quality."""
-    rng = random.Random(seed)
-    return {source.style: list(_look(source, per_source, seed, quality, rng)) for source in SOURCES}
+    return {source.style: list(_look(source.style, per_source, seed, quality)) for source in SOURCES}
 
 
 def table(seen: dict[str, list[Seen]]) -> dict[str, dict[str, float]]:
@@ -73,14 +73,20 @@ def lines(title: str, rows: dict[str, dict[str, float]], seen: dict[str, list[Se
         yield f"    worst {what}: {', '.join(worst) or 'none wrong'}"
 
 
-def _look(source: Source, count: int, seed: int, quality: int | None, rng: random.Random) -> Iterable[Seen]:
-    plain = list(busts(count, seed, (source,)))
-    toned = [two_toned(bust, rng) for bust in plain]
-    asked = [_with_any_crown(bust, rng) for bust in plain]
+@functools.lru_cache(maxsize=len(SOURCES))
+def _drawn(style: str, count: int, seed: int) -> tuple[list[Bust], list[Bust], list[Expectation]]:
+    """Busts of a style, the same with a second tone, and what is asked of the first."""
+    rng = random.Random(f"{seed} {style}")
+    plain = list(busts(count, seed, tuple(source for source in SOURCES if source.style == style)))
+    return plain, [two_toned(bust, rng) for bust in plain], [_with_any_crown(bust, rng) for bust in plain]
+
+
+def _look(style: str, count: int, seed: int, quality: int | None) -> Iterable[Seen]:
+    plain, toned, asked = _drawn(style, count, seed)
     found = _measured(plain, asked, quality)
     found_toned = _measured(toned, [b.expectation for b in toned], quality)
     for number, parts in enumerate(zip(plain, found, found_toned, strict=True)):
-        yield Seen(f"{source.style} {number}", *parts)
+        yield Seen(f"{style} {number}", *parts)
 
 
 def _row(some: Sequence[Seen]) -> dict[str, float]:

@@ -202,16 +202,16 @@ def _style(look: Look, grid: Grid, cells: Real) -> tuple[dict[str, float], dict[
 def _colours(
     small: Bytes, cells: Real, parts: Parts, hair: Hair, expectation: Expectation, promised: dict[str, Real]
 ) -> dict[str, float | None]:
-    """Background, hair and purity; None where nothing was promised."""
+    """Background, hair and purity; None where nothing was promised, or it is not found."""
     figure = float(0.06 < parts.figure.mean() < 0.94)
     ground = hairs = pure = None
     if expectation.background:
         off = _difference(_bytes_near(small, cells, parts.background_colour), expectation.background)
         match = share(nearest(cells, promised["background"]) <= 0.08, parts.rim)
-        ground = figure * (0.6 * _accuracy(off) + 40 * match)
+        ground = figure * (0.6 * _accuracy(off) + 40 * match) if _has_background(parts) else None
     if expectation.hair:
         off = _difference(_bytes_near(small, cells, hair.colour), expectation.hair)
-        hairs = figure * _accuracy(off) * bool(hair.mask.any())
+        hairs = figure * _accuracy(off) if hair.mask.any() else None
     if any(getattr(expectation, name) for name in Expectation.model_fields):
         plain = share(apart(cells, parts.background_colour) < 0.05, parts.rim | parts.background)
         one_hue = share(apart(cells, hair.colour, 0.5) < 0.07, hair.mask)
@@ -242,6 +242,10 @@ def _bleeding(cells: Real, parts: Parts, hair: Hair, promised: dict[str, Real]) 
             if name != source and nearest(promised[source][:1], promised[name])[0] > 0.12:
                 worst = max(worst, share(stained & (nearest(cells, promised[name]) > 0.12), regions[name]))
     return 100 * worst if len(names) >= 2 else None
+
+
+def _has_background(parts: Parts) -> bool:
+    return float(parts.background.mean()) >= 0.04
 
 
 def _two_tone(hair: Hair) -> float:
@@ -354,8 +358,8 @@ def _dithering(cells: Real) -> float:
     detail = cells - ndimage.uniform_filter(cells, (3, 3, 1), mode="nearest")
     power = (detail * detail).sum(-1)
     strength = np.sqrt(power)
-    lively = (strength > 0.0075) & (strength < 0.25)
-    active = lively & (25 * ndimage.uniform_filter(lively.astype(float), 5, mode="constant") > 17.5)
+    lively = (strength > 0.0075) & (strength < 0.12)
+    active = lively & (25 * ndimage.uniform_filter(lively.astype(float), 5, mode="constant") > 19.5)
     y, x = np.indices(power.shape) % 2 * 2 - 1
     around = [25 * ndimage.uniform_filter(detail * c[..., None], (5, 5, 1), mode="constant") for c in (x * y, x, y)]
     coherent = np.max([(a * a).sum(-1) for a in around], axis=0)

@@ -163,12 +163,12 @@ def blur(pixels: Pixels, radius: float) -> Pixels:
     return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def not_pixel_art(folder: Path | None, rng: random.Random) -> Iterator[Picture]:
+def not_pixel_art(folder: Path | None, rng: random.Random, every: int = 1) -> Iterator[Picture]:
     """Photographs, vector art, drawn pictures, and whatever else a folder with a manifest has."""
     found = [("photo", name, file) for name, file in _photographs()]
     found += [("vector", name, file) for style in VECTOR_STYLES for name, file in _vectors(style, 4)]
     found += [(name.split("_")[0], name, file) for name, file in _manifest(folder, "nonpixel")]
-    for group, name, file in found:
+    for group, name, file in found[::every]:
         fitted = file.convert("RGB")
         fitted.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         yield _plain(f"{name} fitted", group, np.asarray(fitted), rng)
@@ -181,9 +181,9 @@ def not_pixel_art(folder: Path | None, rng: random.Random) -> Iterator[Picture]:
             yield Picture(f"drawn {style} {n} enlarged", "drawn", large, False)
 
 
-def deceiving(rng: random.Random) -> Iterator[Picture]:
+def deceiving(rng: random.Random, every: int = 1) -> Iterator[Picture]:
     """What has a grid, or nothing at all, and yet is no pixel art."""
-    for name, file in 2 * _photographs():
+    for name, file in (2 * _photographs())[::every]:
         quality = rng.randint(10, 25)
         coarse = store(_cut(file, SIDE, rng), quality, rng.choice(("4:4:4", "4:2:0")))
         yield Picture(f"{name} {rng.randrange(1000)} q{quality}", "coarse JPEG", coarse, False, quality=quality)
@@ -289,9 +289,11 @@ def _photographs() -> list[tuple[str, Image.Image]]:
 
 
 def _manifest(folder: Path | None, label: str) -> list[tuple[str, Image.Image]]:
-    """Files of one class of a folder with a manifest.csv, but for those that wheels ship too."""
+    """Files of one class of a folder with a manifest.csv, but for photographs that wheels here have too."""
     if folder is None:
         return []
+    known = {f"data/{name}" for name, _ in _photographs()}
     with (folder / "manifest.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["class"] == label and "pypi:scikit" not in row["source"]]
+        rows = [row for row in csv.DictReader(file) if row["class"] == label]
+    rows = [row for row in rows if not ("scikit-image" in row["source"] and row["source"].split()[-1] in known)]
     return [(Path(row["file"]).stem, Image.open(folder / row["file"])) for row in rows]

@@ -35,6 +35,7 @@ from schema.runs import PictureMetrics
 from tasks.metrics.suite import measure
 
 _BATCH = 16
+_QUICK = 5
 
 
 def sections(folder: Path | None, seed: int, quick: bool, sheets: Path | None = None) -> dict[str, Section]:
@@ -42,13 +43,11 @@ def sections(folder: Path | None, seed: int, quick: bool, sheets: Path | None = 
 
     Args:
         folder: more pictures, with a manifest.csv.
-        quick: a seventh of the pictures.
+        quick: a part of the pictures.
         sheets: where to write contact sheets.
     """
     started = time.perf_counter()
-    labelled, made = build(folder, seed)
-    if quick:
-        labelled, made = labelled[::7], made[::7]
+    labelled, made = build(folder, seed, _QUICK if quick else 1)
     built = time.perf_counter() - started
     found, tried = measured(labelled), measured(made)
     took = time.perf_counter() - started - built
@@ -63,11 +62,11 @@ def sections(folder: Path | None, seed: int, quick: bool, sheets: Path | None = 
     return {section.title: section for section in told}
 
 
-def build(folder: Path | None, seed: int) -> tuple[list[Picture], list[Picture]]:
-    """Pictures with a label, and pictures with something planted."""
+def build(folder: Path | None, seed: int, every: int = 1) -> tuple[list[Picture], list[Picture]]:
+    """Pictures with a label, and pictures with something planted; of sprites and files only every so many."""
     rng = random.Random(seed)
-    some = sprites(folder, 60 if folder else 120, seed)
-    labelled = [*pixel_art(some, rng), *not_pixel_art(folder, rng), *deceiving(rng)]
+    some = sprites(folder, 60 if folder else 120, seed)[::every]
+    labelled = [*pixel_art(some, rng), *not_pixel_art(folder, rng, every), *deceiving(rng, every)]
     made = [*planted.palettes(rng), *planted.dithers(rng), *planted.strays(rng)]
     for plant in (planted.softened, planted.noisy, planted.two_coloured):
         made += plant(some, rng)

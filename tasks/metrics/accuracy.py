@@ -31,9 +31,9 @@ def background_accuracy(parts: Figure, colour: Tensor, cells: Tensor, promised: 
     return 0.6 * accuracy(promised.difference(colour)) + 0.4 * 100 * share(matches, parts.rim)
 
 
-def hair_accuracy(hair: Hair, colour: Tensor, promised: Promises) -> Tensor:
-    """0-100: the hair's dominant colour (B, 3); 0 where no hair was found, (B,)."""
-    return torch.where(hair.found, accuracy(promised.difference(colour)), 0.0)
+def hair_accuracy(colour: Tensor, promised: Promises) -> Tensor:
+    """0-100: the hair's dominant colour (B, 3), (B,)."""
+    return accuracy(promised.difference(colour))
 
 
 def two_tone_score(cells: Tensor, hair: Hair) -> Tensor:

@@ -19,6 +19,7 @@ _REACH = 0.06
 """OKLab distance within which a cell has the background's colour."""
 
 _GROUNDS = 6
+_MIN_BACKGROUND = 0.04
 _MATERIALS = 24
 _NEAR = 0.055
 _DARK = 0.30 * UNIT
@@ -61,6 +62,11 @@ class Figure:
     def skin_colour(self) -> Tensor:
         """Its most frequent colour, (B, 3)."""
         return _pick(self.materials.colours, self.skin_index)
+
+    @property
+    def has_background(self) -> Tensor:
+        """Whether enough is connected to the border in its colours to be called a background, (B,)."""
+        return share(self.background, self.valid) >= _MIN_BACKGROUND
 
     @property
     def share(self) -> Tensor:

@@ -23,8 +23,8 @@ _CUT_LOSS = 0.6
 _CHANCE = 0.15
 """Grid confidence that smooth pictures reach by chance."""
 
-_TEXTURE = (0.0075, 0.25)
-_DENSE = 18
+_TEXTURE = (0.0075, 0.12)  # outlines and features of sprites are stronger than what is dithered
+_DENSE = 20
 _ORDER = 0.30
 _STRAY = 123  # 0.03
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +46,8 @@ STYLE_WEIGHTS = {
 a grid with no more stray pixels than real sprites have."""
 
 _CHUNK = 64
+_LEAST = 4
+"""Pictures from which another thread is worth it."""
 _FIGURE = (0.06, 0.94)
 _TWO_TONE_PENALTY = 0.7
 _STRAY = (0.10, 0.45)
@@ -67,13 +71,13 @@ class View:
     promises: dict[str, Promises]
 
 
-@torch.no_grad()
 def measure(images: Tensor, expectations: Sequence[Expectation]) -> list[PictureMetrics]:
     """Measure pictures against what their prompts promise.
 
     The overall figure is the geometric mean of colour and style, so that neither makes up for the other: a
     smooth picture in the right colours and a clean one in wrong colours both stay low. A picture without a
-    figure, flat or noise, gets 0 for its colours.
+    figure, flat or noise, gets 0 for its colours. A promised region that is not found has no figure of its own, but
+    counts as 0 in `colour`: else it would pay to draw none.
 
     Args:
         images: (B, 3, H, W) in [0, 1] on any device, or uint8.
@@ -83,8 +87,28 @@ def measure(images: Tensor, expectations: Sequence[Expectation]) -> list[Picture
         One record a picture, rounded to four decimals: the same in every batch, order and number of threads.
         Whatever decides is computed in whole numbers, so CPU and GPU agree within the rounding.
     """
-    chunks = range(0, len(images), _CHUNK)
-    return [m for i in chunks for m in _measure(images[i : i + _CHUNK], expectations[i : i + _CHUNK])]
+    workers = 1 if images.is_cuda else max(1, min(torch.get_num_threads(), len(images) // _LEAST))
+    size = max(1, min(_CHUNK, -(-len(images) // workers)))
+    pieces = [(images[i : i + size], expectations[i : i + size]) for i in range(0, len(images), size)]
+    if images.is_cuda:
+        return [m for piece in pieces for m in _measure(*piece)]
+    with _single_threads(workers) as pool:
+        return [m for found in pool.map(_measure, *zip(*pieces, strict=True)) for m in found] if pieces else []
+
+
+@contextlib.contextmanager
+def _single_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that share out pictures, each of one core.
+
+    The tensors of native cells are small: threads that share them out spend their time waiting for each other, and
+    on a busy machine nearly all of it.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)  # what later threads of this process start with
 
 
 def view(images: Tensor, expectations: Sequence[Expectation]) -> View:
@@ -119,12 +143,13 @@ def summarise(pictures: Sequence[PictureMetrics]) -> EpochMetrics:
     )
 
 
+@torch.no_grad()
 def _measure(images: Tensor, expectations: Sequence[Expectation]) -> list[PictureMetrics]:
     seen = view(images, expectations)
     style = measure_style(seen.scan, seen.grid, seen.cells, seen.valid)
     size = palette_size(Palette.of(seen.fine, seen.valid))
     colours, looks = _colour_columns(seen), _style_columns(style, size, seen.grid.found)
-    facts, worn = _facts(seen, style, size), _accessory_columns(seen)
+    facts, worn, missing = _facts(seen, style, size), _accessory_columns(seen), _missing(seen)
     return [
         _record(
             {name: column[i] for name, column in colours.items()},
@@ -132,6 +157,7 @@ def _measure(images: Tensor, expectations: Sequence[Expectation]) -> list[Pictur
             {name: column[i] for name, column in facts.items()},
             {kind: column[i] for kind, column in worn.items() if kind != "crown"},
             worn["crown"][i] if "crown" in worn else None,
+            missing[i],
         )
         for i in range(len(images))
     ]
@@ -143,12 +169,13 @@ def _record(
     facts: dict[str, Any],
     accessories: dict[str, float | None],
     crown: float | None,
+    missing: list[str],
 ) -> PictureMetrics:
     if facts["hair_two_tone"] and colours["hair_accuracy"] is not None:
         colours["hair_accuracy"] *= _TWO_TONE_PENALTY
     worn = [value for value in accessories.values() if value is not None]
     colours["crown_accuracy"] = crown
-    parts = {**colours, "accessories": sum(worn) / len(worn) if worn else None}
+    parts = {**colours, **dict.fromkeys(missing, 0.0), "accessories": sum(worn) / len(worn) if worn else None}
     colour, looks = _weighted(parts, COLOUR_WEIGHTS), _weighted(styles, STYLE_WEIGHTS) or 0.0
     values = {
         **colours,
@@ -167,20 +194,34 @@ def _record(
 
 
 def _colour_columns(seen: View) -> dict[str, list[float | None]]:
-    """The colour parts of each picture; None where its prompt promises nothing, or nothing can be told apart."""
+    """The colour parts of each picture; None where its prompt promises nothing, or nothing is found."""
     figure = _has_figure(seen)
     background, hair = seen.promises["background"], seen.promises["hair"]
     anything = torch.stack([p.any for p in seen.promises.values()]).any(0)
     ground_rgb, hair_rgb = (_rgb_of(colour, seen) / 255 for colour in (seen.parts.background_colour, seen.hair.colour))
+    found = {
+        "background_accuracy": seen.parts.has_background,
+        "hair_accuracy": seen.hair.found,
+        "colour_purity": anything,
+    }
     values = {
         "background_accuracy": (
             background_accuracy(seen.parts, ground_rgb, seen.cells, background),
             background.any,
         ),
-        "hair_accuracy": (hair_accuracy(seen.hair, hair_rgb, hair), hair.any),
+        "hair_accuracy": (hair_accuracy(hair_rgb, hair), hair.any),
         "colour_purity": (colour_purity(seen.cells, seen.parts, seen.hair), anything),
     }
-    return {name: _where(given, figure * value) for name, (value, given) in values.items()}
+    return {name: _where(given & found[name], figure * value) for name, (value, given) in values.items()}
+
+
+def _missing(seen: View) -> list[list[str]]:
+    """Of each picture the promised regions that are not there."""
+    lacking = {
+        f"{name}_accuracy": (seen.promises[name].any & ~there).tolist()
+        for name, there in (("background", seen.parts.has_background), ("hair", seen.hair.found))
+    }
+    return [[name for name, column in lacking.items() if column[i]] for i in range(len(seen.valid))]
 
 
 def _accessory_columns(seen: View) -> dict[str, list[float | None]]:

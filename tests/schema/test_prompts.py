@@ -24,6 +24,19 @@ def test_a_colour_word_counts_where_no_code_is_given() -> None:
     assert expectation_of("a knight, teal background").background == (COLOUR_WORDS["teal"],)
 
 
+def test_each_of_several_in_one_tag_has_its_own_colours() -> None:
+    found = expectation_of("woman with long brown hair (#603a14, #83623b) and golden crown on a teal background")
+    assert found.hair == ("#603a14", "#83623b")
+    assert found.crown == (COLOUR_WORDS["golden"],)
+    assert found.background == (COLOUR_WORDS["teal"],)
+
+
+def test_two_colours_and_shades_are_read_and_what_is_denied_is_not() -> None:
+    assert expectation_of("pink and blue hair").hair == (COLOUR_WORDS["pink"], COLOUR_WORDS["blue"])
+    assert expectation_of("dark green background").background == ("#1c652f",)
+    assert expectation_of("short hair, no crown") == Expectation()
+
+
 def test_what_is_not_named_is_not_promised() -> None:
     assert expectation_of("pixel art, portrait of a knight, sword") == Expectation()
 

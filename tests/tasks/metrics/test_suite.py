@@ -117,9 +117,13 @@ def test_neither_batch_nor_order_nor_threads_change_anything(measured: list[Pict
     try:
         torch.set_num_threads(2)
         alone = [measure(pictures()[i : i + 1], PROMISES[i : i + 1])[0] for i in range(6)]
+        shared_out = measure(pictures(), PROMISES)
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
     assert alone == measured[:6]
+    assert shared_out == measured
+    assert measure(pictures()[:0], []) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -179,6 +183,46 @@ def test_what_is_not_promised_is_not_scored() -> None:
     (found,) = measure(pictures()[:1], [Expectation()])
     assert found.background_accuracy is found.hair_accuracy is found.crown_accuracy is found.colour is None
     assert found.overall == found.style
+
+
+def test_hair_that_is_not_there_has_no_figure_and_does_not_pay() -> None:
+    cells = np.full((16, 16, 3), (40, 90, 200), np.uint8)
+    cells[3:16, 4:12] = (224, 172, 138)  # a head without anything on it
+    bald = torch.from_numpy(np.kron(cells, np.ones((8, 8, 1), np.uint8))).permute(2, 0, 1)[None]
+    ground = ("#285ac8",)
+    silent, promised = measure(bald.repeat(2, 1, 1, 1), [
+        Expectation(background=ground), Expectation(background=ground, hair=("#603a14",)),
+    ])  # fmt: skip
+    assert promised.hair_colour is promised.hair_accuracy is promised.hair_two_tone is None
+    assert promised.background_accuracy == silent.background_accuracy == 100
+    assert silent.colour is not None
+    assert promised.colour is not None
+    assert promised.colour < silent.colour - 20
+
+
+def test_vector_art_on_a_grid_is_no_pixel_art() -> None:
+    rng = np.random.default_rng(4)
+    layout = np.full((512, 512, 3), rng.integers(0, 256, 3), np.uint8)
+    y, x = np.mgrid[0:512, 0:512]
+    for number in range(24):
+        top, left, height, width = (8 * int(v) for v in rng.integers((0, 0, 3, 3), (60, 60, 20, 20)))
+        inside = (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
+        if number % 3 == 0:
+            inside = np.hypot((y - top - height / 2) / height, (x - left - width / 2) / width) < 0.5
+        layout[inside] = rng.integers(0, 256, 3)
+    (found,) = measure(torch.from_numpy(layout).permute(2, 0, 1)[None], [Expectation()])
+    assert found.grid_scale == 8
+    assert found.pixel_art_purity < 60
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_a_striped_background_does_not_hide_the_grid(size: int) -> None:
+    cells = np.full((32, 32, 3), (30, 60, 160), np.uint8)
+    cells[np.arange(32) // 4 % 2 == 0] = (230, 200, 60)
+    y, x = np.mgrid[0:32, 0:32]
+    cells[np.hypot(x - 15, y - 18) < 9] = (200, 120, 90)
+    image = torch.from_numpy(np.kron(cells, np.ones((size, size, 1), np.uint8))).permute(2, 0, 1)[None]
+    assert measure(image, [Expectation()])[0].grid_scale == size
 
 
 @pytest.mark.parametrize("fill", [0.0, 0.5, 1.0, "noise"])
