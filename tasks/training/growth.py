@@ -84,7 +84,7 @@ def _enlarge(state: dict[str, object], weight: nn.Parameter, shape: torch.Size) 
         if value.shape not in shapes or not value.is_floating_point():
             raise ConfigError(
                 "progressive_rank: the optimizer's state cannot grow with the network: choose AdamW, Lion, Adafactor, "
-                "Prodigy without slice_p or a schedule-free one"
+                "Prodigy with optimizer_args slice_p=1 or a schedule-free one"
             )
         state[name] = _padded(name, value, shapes[value.shape], weight)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from schema.base import read_toml
+from schema.base import parse, read_toml
 from schema.errors import ConfigError
 from schema.parameters import PARAMETERS, Parameters, parse_value, with_defaults
 from tasks.training.config import PLACES, Subset, TrainingConfig, check_supported, flatten
@@ -85,7 +85,8 @@ def read_kohya(options: Mapping[str, Any]) -> tuple[TrainingConfig, list[str]]:
         places.setdefault("cache_dir", Path(places["output_dir"]) / "cache")
     for chosen in (parameters, *(subset.parameters for subset in subsets)):
         check_supported(chosen, where)
-    return TrainingConfig(**places, about=about, subsets=tuple(subsets), parameters=parameters), notes
+    fields = {**places, "about": about, "subsets": tuple(subsets), "parameters": parameters}
+    return parse(fields, TrainingConfig, where), notes
 
 
 def options_of(arguments: Sequence[str]) -> Values:
@@ -235,13 +236,9 @@ def _subsets(path: Path, parameters: Parameters, notes: list[str]) -> list[Subse
             if "batch_size" in own:
                 own["train_batch_size"] = own.pop("batch_size")
             checked = with_defaults({**_settable(parameters), **_plain(own, place, notes)})
-            tokens, regular = subset.get("class_tokens"), bool(subset.get("is_reg", False))
-            found.append(
-                Subset(
-                    image_dir=Path(subset["image_dir"]), is_reg=regular, class_tokens=tokens, nested=False,
-                    dataset=number, parameters=checked,
-                )
-            )  # fmt: skip
+            alone = {k: v for k, v in subset.items() if k in _OF_SUBSET_ALONE}
+            fields = {**alone, "nested": False, "dataset": number, "parameters": checked}
+            found.append(parse(fields, Subset, f"{place}: subset"))
     if not any(not subset.is_reg for subset in found):
         raise ConfigError(f"{path}: there is no subset to train on: add [[datasets]] with [[datasets.subsets]]")
     return found
