@@ -41,11 +41,14 @@ def run_kohya(options: Sequence[str], device: str, threads: int) -> int:
     """
     try:
         config, notes = read_kohya(options_of(options))
+        folder = config.output_dir / f"{config.output_name}-training"
+        folder.mkdir(parents=True, exist_ok=True)
     except PixelloopError as error:
         print(f"pixelloop: {error}", file=sys.stderr)
         return 2
-    folder = config.output_dir / f"{config.output_name}-training"
-    folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"pixelloop: {error.filename} cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
     for note in notes:
         print(f"pixelloop: {note}", file=sys.stderr)
         write_event(folder / "events.jsonl", WarningEvent(sentence=note))
