@@ -18,14 +18,14 @@ def main() -> int:
     """Run the trainer as a command."""
     parser = argparse.ArgumentParser(prog="python -m tasks.training", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", type=Path, nargs="?", help="left out with --config_file")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", help="a GPU where there is one for kohya's options, else the CPU")
     parser.add_argument("--threads", type=int, default=1)
     args, options = parser.parse_known_args()
     if args.config is None and options:
         return run_kohya(options, args.device, args.threads)
     if args.config is None or options:
         parser.error("give either a configuration or kohya's options, such as --config_file")
-    return run(args.config, args.device, args.threads)
+    return run(args.config, args.device or "cpu", args.threads)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,8 @@ def read_kohya(options: Mapping[str, Any]) -> tuple[TrainingConfig, list[str]]:
     where = str(file or "the command line")
     values = _plain(given, where, notes)
     places = {name: values.pop(name) for name in (*PLACES, *_ABOUT) if name in values}
-    parameters = with_defaults({**_DEFAULTS, **_steps(values, notes), **_weight_decay(values)})
+    own = {**_weight_decay(values), **_convolutions(values)}
+    parameters = with_defaults({**_DEFAULTS, **_steps(values, notes), **own})
     about = {name: str(places.pop(name)) for name in _ABOUT if places.get(name) is not None}
     subsets = _subsets(Path(dataset), parameters, notes) if dataset else ()
     if subsets:
@@ -211,6 +212,14 @@ def _weight_decay(values: Values) -> Values:
     """The optimizers' own: in kohya's vocabulary it is one of optimizer_args."""
     adam = values.get("optimizer_type", "AdamW") in _ADAM
     return {"weight_decay": values.get("weight_decay", 0.01 if adam else 0.0)}
+
+
+def _convolutions(values: Values) -> Values:
+    """LyCORIS adapts 3x3 convolutions like all other layers unless it is told another size."""
+    if values.get("network_module") != "lycoris.kohya":
+        return {}
+    defaults = {"conv_dim": values.get("network_dim", 4), "conv_alpha": values.get("network_alpha", 1.0)}
+    return {name: values.get(name, default) for name, default in defaults.items()}
 
 
 def _subsets(path: Path, parameters: Parameters, notes: list[str]) -> list[Subset]:

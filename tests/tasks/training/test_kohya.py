@@ -86,6 +86,13 @@ def test_names_defaults_and_lists_are_kohyas() -> None:
     assert [note.partition(":")[0] for note in notes] == ["text_encoder_lr"]
 
 
+def test_lycoris_adapts_convolutions_unless_told_otherwise() -> None:
+    lycoris = {**PLACED, "network_module": "lycoris.kohya", "network_dim": 8, "network_alpha": 2.0}
+    assert read_kohya(lycoris)[0].integer("conv_dim") == 8
+    assert read_kohya(lycoris)[0].number("conv_alpha") == 2.0
+    assert read_kohya({**lycoris, "network_args": ["conv_dim=0"]})[0].integer("conv_dim") == 0
+
+
 def test_epochs_go_before_steps_and_ratios_are_of_epochs() -> None:
     config, notes = read_kohya({**PLACED, "max_train_epochs": 10, "max_train_steps": 99, "save_n_epoch_ratio": 4})
     assert config.parameters["max_train_steps"] is None
