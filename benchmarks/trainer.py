@@ -25,9 +25,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from benchmarks.architectures import write_random_model
@@ -44,13 +45,26 @@ _DEMO = Path(__file__).parent.parent / "demo" / "base"
 _PICTURES = 4
 
 
+@dataclass
+class Watch:
+    """What a process and its children were seen to use: (seconds since 1970, CPU seconds), and resident MiB."""
+
+    cpu: list[tuple[float, float]] = field(default_factory=list)
+    peak_mb: float = 0.0
+
+    def cpu_at(self, at: float) -> float:
+        """CPU seconds used by then."""
+        times, used = zip(*self.cpu, strict=True)
+        return float(np.interp(at, times, used))
+
+
 @dataclass(frozen=True)
 class Measured:
-    """One training: when it started (seconds since 1970), its steps' numbers and times, and its largest memory."""
+    """One training: when it started (seconds since 1970), its steps' numbers and times, and what it used."""
 
     started: float
     steps: list[tuple[int, float]]
-    peak_mb: float
+    watch: Watch
 
     @property
     def first_step(self) -> float:
@@ -62,6 +76,12 @@ class Measured:
         """Seconds a step, the first left out: it chooses kernels."""
         (first, begin), (last, end) = self.steps[0], self.steps[-1]
         return (end - begin) / (last - first) if last > first else float("nan")
+
+    @property
+    def cpu_step(self) -> float:
+        """CPU seconds a step, the first left out: what other programs on the machine hardly change."""
+        (first, begin), (last, end) = self.steps[0], self.steps[-1]
+        return (self.watch.cpu_at(end) - self.watch.cpu_at(begin)) / (last - first) if last > first else float("nan")
 
 
 @dataclass(frozen=True)
@@ -116,9 +136,9 @@ def diffusers_example(setting: Setting) -> Measured:
     started = time.time()
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=_environment(args)) as process:
         assert process.stdout is not None
-        with _peak(process.pid) as peak:
+        with _watching(process.pid) as watch:
             lines = [json.loads(line) for line in process.stdout if line.startswith('{"step"')]
-    return Measured(started, [(line["step"], line["at"]) for line in lines], max(peak))
+    return Measured(started, [(line["step"], line["at"]) for line in lines], watch)
 
 
 def _tokenizer_for_sd_scripts(folder: Path) -> None:
@@ -135,33 +155,35 @@ def _tokenizer_for_sd_scripts(folder: Path) -> None:
 
 
 def _watched(started: float, trainer: TrainerProcess, events: Path) -> Measured:
-    with _peak(trainer.pid) as peak:
+    with _watching(trainer.pid) as watch:
         told: list[Event] = list(trainer.follow())
     failed = [event.sentence for event in told if isinstance(event, FailedEvent)]
     if failed:
         sys.exit(f"{events.parent.name}: {failed[0]}")
     steps = [(e.step, e.at) for e, _ in read_events(events) if isinstance(e, StepEvent) and e.step]
-    return Measured(started, steps, max(peak))
+    return Measured(started, steps, watch)
 
 
 @contextmanager
-def _peak(pid: int) -> Iterator[list[float]]:
-    """Largest resident memory of a process and its children while the block runs, in MiB."""
-    seen, ended = [0.0], threading.Event()
+def _watching(pid: int) -> Iterator[Watch]:
+    """Look at a process and its children, as long as the block runs."""
+    watch, ended = Watch(), threading.Event()
 
     def look() -> None:
-        while not ended.wait(0.25):
+        while not ended.wait(0.1):
             try:
                 process = psutil.Process(pid)
                 family = [process, *process.children(recursive=True)]
-                seen.append(sum(p.memory_info().rss for p in family) / 2**20)
+                used = sum(sum(p.cpu_times()[:2]) for p in family)
+                watch.cpu.append((time.time(), used))
+                watch.peak_mb = max(watch.peak_mb, sum(p.memory_info().rss for p in family) / 2**20)
             except psutil.Error:
                 continue
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     try:
-        yield seen
+        yield watch
     finally:
         ended.set()
         thread.join()
@@ -206,33 +228,43 @@ def _measure(setting: Setting) -> dict[str, list[Measured]]:
     for turn in range(setting.args.rounds):
         for way, run in ways.items():
             found[way].append(run(f"{way}-{turn}"))
-            print(f"{way} {turn}: {found[way][-1].step:.3f} s/step, first after {found[way][-1].first_step:.2f} s")
+            print(
+                f"{way} {turn}: {found[way][-1].step:.3f} s/step, {found[way][-1].cpu_step:.3f} CPU s/step, first after {found[way][-1].first_step:.2f} s"
+            )
     warm.close()
     return found
 
 
 def _figures(found: dict[str, list[Measured]], args: argparse.Namespace) -> dict[str, object]:
     def middle(way: str, read: Callable[[Measured], float]) -> float | None:
-        return statistics.median(read(m) for m in found[way]) if found.get(way) else None
+        return statistics.median(read(m) for m in found[way]) if way in found else None
 
-    def ratio(theirs: float | None, mine: float | None) -> float | None:
-        return theirs / mine if theirs and mine else None
+    def ratio(peer: str, mine: str, read: Callable[[Measured], float]) -> float | None:
+        """Median of the rounds' own ratios: in a round both met the same machine."""
+        if peer not in found:
+            return None
+        pairs = zip(found[peer], found[mine], strict=True)
+        return statistics.median(read(theirs) / read(ours) for theirs, ours in pairs)
 
-    step = {way: middle(way, lambda m: m.step) for way in ("cold", "warm", "diffusers", "sd_scripts")}
-    first = {way: middle(way, lambda m: m.first_step) for way in step}
-    mine = statistics.median([*(m.step for m in found["cold"]), *(m.step for m in found["warm"])])
-    others = [seconds for way in ("sd_scripts", "diffusers") if (seconds := first[way]) is not None]
+    def both(peer: str, read: Callable[[Measured], float]) -> float | None:
+        """Against the mean of our two ways to start, which train alike."""
+        ratios = [ratio(peer, way, read) for way in ("cold", "warm")]
+        return statistics.mean(r for r in ratios if r is not None) if peer in found else None
+
+    nearest = "sd_scripts" if "sd_scripts" in found else "diffusers"
     return {
-        "steps_ratio_sd_scripts": ratio(step["sd_scripts"], mine),
-        "steps_ratio_diffusers": ratio(step["diffusers"], mine),
-        "first_step_ratio": ratio(others[0], first["warm"]),
-        "first_step_ratio_cold": ratio(others[0], first["cold"]),
-        "peak_memory_mb": middle("cold", lambda m: m.peak_mb),
-        "peak_memory_mb_diffusers": middle("diffusers", lambda m: m.peak_mb),
-        "peak_memory_mb_sd_scripts": middle("sd_scripts", lambda m: m.peak_mb),
+        "steps_ratio_sd_scripts": both("sd_scripts", lambda m: m.step),
+        "steps_ratio_diffusers": both("diffusers", lambda m: m.step),
+        "cpu_ratio_sd_scripts": both("sd_scripts", lambda m: m.cpu_step),
+        "cpu_ratio_diffusers": both("diffusers", lambda m: m.cpu_step),
+        "first_step_ratio": ratio(nearest, "warm", lambda m: m.first_step),
+        "first_step_ratio_cold": ratio(nearest, "cold", lambda m: m.first_step),
+        "peak_memory_mb": middle("cold", lambda m: m.watch.peak_mb),
+        "peak_memory_mb_diffusers": middle("diffusers", lambda m: m.watch.peak_mb),
+        "peak_memory_mb_sd_scripts": middle("sd_scripts", lambda m: m.watch.peak_mb),
         "loss_parity": loss_parity(),
-        "seconds_a_step": mine,
-        "seconds_to_first_step": first["warm"],
+        "seconds_a_step": middle("warm", lambda m: m.step),
+        "seconds_to_first_step": middle("warm", lambda m: m.first_step),
         "model": args.model,
         "device": args.device,
     }

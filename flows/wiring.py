@@ -104,9 +104,21 @@ def _open_home(place: Home) -> Services:
         embedded = EmbeddedPostgres(place.postgres)
         url = embedded.start()
     migrate(url)
+    store = _store(settings, url)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place.compiled))
     warm = WarmTrainer(place.warm_log, settings.threads) if settings.warm_trainer else None
-    return Services(place, settings, PostgresStore(url), url, embedded, warm)
+    return Services(place, settings, store, url, embedded, warm)
+
+
+def _store(settings: Settings, url: str) -> Store:
+    """Runs are kept on Supabase where a project is named; Optuna and Prefect need a Postgres beside it all the same."""
+    if settings.supabase_url is None:
+        return PostgresStore(url)
+    if settings.supabase_key is None:
+        raise ConfigError("SUPABASE_URL is set, but SUPABASE_KEY is not: set it to the project's secret key")
+    from tasks.store.supabase import SupabaseStore  # a second that most commands can do without
+
+    return SupabaseStore(settings.supabase_url, settings.supabase_key)
 
 
 @dataclass(frozen=True)

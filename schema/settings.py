@@ -19,6 +19,12 @@ class Settings(BaseSettings):
         validation_alias="DATABASE_URL",
         description="an existing Postgres; the program starts its own if left out",
     )
+    supabase_url: str | None = Field(
+        None, validation_alias="SUPABASE_URL", description="a Supabase project that keeps runs instead of Postgres"
+    )
+    supabase_key: SecretStr | None = Field(
+        None, validation_alias="SUPABASE_KEY", description="the project's secret key, never a publishable one"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int = Field(1, ge=1, description="CPU threads of trainer and of sampler, each")
     warm_trainer: bool = Field(True, description="keep the base model loaded for the next trial, in main memory")

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tasks.metrics.scan import Scan
+from tasks.metrics.scan import CAP, LINES, Scan, as_bytes
 
 _FALLBACK_CELLS = 32
 _INSET = 0.22
+_MIDDLE = 0.36
 _NEAR = 0.93
-_MULTIPLE = 0.87
 _LOOSE = 0.97  # what a comb that forgives a pixel is worth
 _LOOSE_FROM = 5.0
 _LOOSE_LINES = 15  # on fewer it would fit anything
@@ -46,23 +46,24 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Comb:
-    """All combs for one side length.
+class Combs:
+    """All combs for one side length: S scales, each at O offsets and one more on either side; K different ones.
 
     Attributes:
-        lines: (K, L) float64, 2 where a comb has a line, 1 beside one in its loose version, 0 elsewhere.
-        scale, offset: (K,) float64.
-        which: (K,) index of the scale in the list of scales.
-        chance: (K,) share of energy that falls on it by chance.
-        worth: (K,) factor on its score.
+        lines: (L, K) 1 where a comb has a line, else 0.
+        place: (S, O + 2) where each scale's combs stand among the K; offsets run from -1.
+        chance: (S, O) share of energy that falls on it by chance.
+        loose_chance: (S, O) the same if lines beside it count half.
+        there: (S, O) which offsets a scale has.
+        loose: (S,) which scales are tried with lines beside as well.
     """
 
     lines: Tensor
-    scale: Tensor
-    offset: Tensor
-    which: Tensor
+    place: Tensor
     chance: Tensor
-    worth: Tensor
+    loose_chance: Tensor
+    there: Tensor
+    loose: Tensor
 
 
 def detect_grid(scan: Scan) -> Grid:
@@ -70,22 +71,19 @@ def detect_grid(scan: Scan) -> Grid:
     device = scan.energy_across.device
     width, height = scan.energy_across.shape[1] + 1, scan.energy_down.shape[1] + 1
     scales = _scales(width, height)
-    sides = [_comb(width, scales, device), _comb(height, scales, device)]
     energies = [_Energy.of(lines) for lines in (scan.energy_across, scan.energy_down)]
-    kappas = [_on_combs(e, c) for e, c in zip(energies, sides, strict=True)]
+    kappas = [_on_combs(e, _combs(s, scales, device)) for e, s in zip(energies, (width, height), strict=True)]
     totals = [e.total for e in energies]
-    best = [_best_offsets(k, c.which, len(scales)) for k, c in zip(kappas, sides, strict=True)]
+    best = [kappa.amax(2) for kappa in kappas]
     weight = (totals[0] + totals[1]).clamp_min(1)[:, None]
     score = ((best[0] * totals[0][:, None] + best[1] * totals[1][:, None]) / weight).clamp_min(0)  # (B, S)
     # Divisors of the true scale score as well, multiples lose half: take the largest near the best.
-    best_score, best_place = score.max(1, keepdim=True)
     sizes = torch.tensor(scales, device=device, dtype=torch.float64)
-    multiple = sizes >= 1.9 * sizes[best_place]
-    near = score >= torch.where(multiple, _MULTIPLE, _NEAR) * best_score
+    near = score >= _NEAR * score.amax(1, keepdim=True)
     chosen = torch.where(near, torch.arange(len(scales), device=device), -1).amax(1)
     confidence = score.gather(1, chosen[:, None])[:, 0].clamp(0, 1)
     scale = sizes[chosen]
-    left, top = (_offset(k, c, chosen) for k, c in zip(kappas, sides, strict=True))
+    left, top = (_offset(kappa, chosen) for kappa in kappas)
     found = (confidence > 0.22) & (scale >= 3)
     stand_in = max(1.0, max(width, height) / _FALLBACK_CELLS)
     return Grid(
@@ -94,31 +92,41 @@ def detect_grid(scan: Scan) -> Grid:
     )  # fmt: skip
 
 
-def sample_cells(pixels: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def sample_cells(images: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """The picture at its native size: each cell's colour, the median of nine places inside it.
 
     Args:
-        pixels: (B, 3, H, W) uint8.
+        images: (B, 3, H, W), uint8 or in [0, 1].
 
     Returns:
         Colours (B, 3, N, N) uint8 and which cells lie in the picture (B, N, N); N suits the picture with the
         most cells.
     """
-    height, width = pixels.shape[2:]
+    height, width = images.shape[2:]
     most = math.ceil(max(height, width) / float(grid.scale.min())) + 1
     size = -(-most // 8) * 8
     x, valid_x = _centres(grid.scale, grid.left, width, size)
     y, valid_y = _centres(grid.scale, grid.top, height, size)
-    inset = (grid.scale * _INSET)[:, None]
-    flat = pixels.flatten(2)
-    places = []
-    for dy in (-1, 0, 1):
-        rows = _index(y + dy * inset, height) * width
-        for dx in (-1, 0, 1):
-            index = (rows[:, :, None] + _index(x + dx * inset, width)[:, None, :]).flatten(1)
-            places.append(flat.gather(2, index[:, None].expand(-1, 3, -1)))
-    colours = torch.stack(places).median(0).values.view(len(pixels), 3, size, size)
+    inset = grid.scale[:, None] * torch.tensor([-_INSET, 0.0, _INSET], device=images.device, dtype=torch.float64)
+    rows, columns = (_index(c[:, None] + inset[..., None], s) for c, s in ((y, height), (x, width)))  # (B, 3, N)
+    index = (rows[:, :, None, :, None] * width + columns[:, None, :, None, :]).flatten(1)
+    places = as_bytes(images.flatten(2).gather(2, index[:, None].expand(-1, 3, -1)))
+    colours = _median_of_nine(list(places.view(len(images), 3, 9, size, size).unbind(2)))
     return colours, valid_y[:, :, None] & valid_x[:, None, :]
+
+
+_MEDIAN = (
+    (1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3),
+    (5, 8), (4, 7), (3, 6), (1, 4), (2, 5), (4, 7), (4, 2), (6, 4), (4, 2),
+)  # fmt: skip
+
+
+def _median_of_nine(values: list[Tensor]) -> Tensor:
+    """Elementwise median of nine tensors, which it overwrites: exchanges that bring it to the middle (Paeth 1990)."""
+    for low, high in _MEDIAN:
+        a, b = values[low], values[high]
+        values[low], values[high] = torch.minimum(a, b), torch.maximum(a, b)
+    return values[4]
 
 
 def cell_of_pixels(cells: Tensor, grid: Grid, rows: Tensor, columns: Tensor) -> Tensor:
@@ -132,13 +140,25 @@ def cell_of_pixels(cells: Tensor, grid: Grid, rows: Tensor, columns: Tensor) -> 
         (B, 3, R, C).
     """
     size = cells.shape[2]
-    y, x = (
-        ((place + 0.5 - _first(start, grid.scale)[:, None]) / grid.scale[:, None]).floor().long().clamp(0, size - 1)
-        for place, start in ((rows, grid.top), (columns, grid.left))
-    )
+    y, x = (place.floor().long().clamp(0, size - 1) for place in _in_cells(grid, rows, columns))
     index = (y[:, :, None] * size + x[:, None, :]).flatten(1)
     found = cells.flatten(2).gather(2, index[:, None].expand(-1, 3, -1))
     return found.view(len(cells), 3, len(rows), len(columns))
+
+
+def amid_cells(grid: Grid, rows: Tensor, columns: Tensor) -> Tensor:
+    """Which pixels lie in the middle of their cells, off its borders, (B, R, C)."""
+    y, x = ((place % 1 - 0.5).abs() < _MIDDLE for place in _in_cells(grid, rows, columns))
+    return y[:, :, None] & x[:, None, :]
+
+
+def _in_cells(grid: Grid, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Where pixels' centres lie, in cells from the first one's corner, (B, R) and (B, C)."""
+    y, x = (
+        (place + 0.5 - _first(start, grid.scale)[:, None]) / grid.scale[:, None]
+        for place, start in ((rows, grid.top), (columns, grid.left))
+    )
+    return y, x
 
 
 @dataclass(frozen=True)
@@ -159,8 +179,9 @@ class _Energy:
 
     @classmethod
     def of(cls, energy: Tensor) -> _Energy:
-        # Less the texture that every line has.
+        # Less the texture that every line has; small enough for all of it to be counted exactly.
         profile = (energy - energy.median(1, keepdim=True).values * 9 // 8).clamp_min(0)
+        profile = profile >> max(0, (energy.shape[1] * LINES * CAP).bit_length() - 24)
         lines = profile.double()
         total = lines.sum(1)
         place = torch.arange(profile.shape[1], device=profile.device)
@@ -170,12 +191,23 @@ class _Energy:
         return cls(lines, total, effective, (last - first).clamp_min(1).double())
 
 
-def _on_combs(energy: _Energy, comb: Comb) -> Tensor:
-    """Share of energy on each comb beyond chance, (B, K)."""
-    on_comb = energy.lines @ comb.lines.T / 2 / energy.total.clamp_min(1)[:, None]  # whole numbers: exact
-    kappa = (on_comb - comb.chance) / (1 - comb.chance) * comb.worth
+def _on_combs(energy: _Energy, combs: Combs) -> Tensor:
+    """Share of energy on each comb beyond chance, (B, S, O); minus infinity where there is none."""
+    held = _dot(energy.lines, combs.lines)[:, combs.place]  # (B, S, O + 2)
+    strict, beside = held[..., 1:-1], held[..., :-2] + held[..., 2:]
+    total = energy.total.clamp_min(1)[:, None, None]
+    kappa = (strict / total - combs.chance) / (1 - combs.chance)
+    near = ((strict + beside / 2) / total - combs.loose_chance) / (1 - combs.loose_chance)
+    kappa = torch.maximum(kappa, torch.where(combs.loose[:, None], _LOOSE * near, -math.inf))
     # Few edges prove nothing: shrink by how many there effectively are.
-    return kappa * (energy.effective / (energy.effective + 3))[:, None]
+    return torch.where(combs.there, kappa * (energy.effective / (energy.effective + 3))[:, None, None], -math.inf)
+
+
+def _dot(energy: Tensor, lines: Tensor) -> Tensor:
+    """Energy (B, L) on each comb (L, K), float64; sums of whole numbers below 2 ** 24 are exact in any order."""
+    if energy.is_cuda:  # where float32 may mean TF32
+        return energy @ lines.double()
+    return (energy.float() @ lines).double()
 
 
 @functools.lru_cache(maxsize=16)
@@ -188,40 +220,33 @@ def _scales(width: int, height: int) -> tuple[float, ...]:
 
 
 @functools.lru_cache(maxsize=16)
-def _comb(side: int, scales: tuple[float, ...], device: torch.device) -> Comb:
-    line = torch.arange(1, side, dtype=torch.float64)
-    rows, described = [], []
-    for which, s in enumerate(scales):
-        reach = 0.25 if s == round(s) else 0.5 + 1e-9  # a fractional line falls on the nearest pixel border
-        for offset in range(math.ceil(s)):
-            phase = torch.remainder(line - offset, s)
-            strict = (torch.minimum(phase, s - phase) <= reach).double() * 2
-            rows.append(strict)
-            described.append((s, offset, which, 1.0))
-            if s >= _LOOSE_FROM and side >= _LOOSE_LINES * s:  # drawn grids wobble by a pixel
-                beside = torch.zeros_like(strict)
-                beside[1:] = strict[:-1] / 2
-                beside[:-1] = torch.maximum(beside[:-1], strict[1:] / 2)
-                rows.append(torch.maximum(strict, beside))
-                described.append((s, offset, which, _LOOSE))
-    lines = torch.stack(rows)
-    scale, start, index, worth = torch.tensor(described, dtype=torch.float64).T
-    parts = (lines, scale, start, index.long(), lines.mean(1) / 2, worth)
-    return Comb(*(part.to(device) for part in parts))
+def _combs(side: int, scales: tuple[float, ...], device: torch.device) -> Combs:
+    line = torch.arange(1, side, dtype=torch.float64)[:, None]
+    most = max(math.ceil(s) for s in scales)
+    offsets = torch.arange(-1, most + 1, dtype=torch.float64)
+    combs: list[Tensor] = []
+    place, there = torch.zeros(len(scales), most + 2, dtype=torch.int64), []
+    for number, s in enumerate(scales):
+        many = math.ceil(s) + 2
+        # A fractional line falls on the nearest pixel border, of two equally near ones on the first.
+        nearest = torch.remainder(line - offsets[:many] + 0.5 + 1e-9, s) < 1
+        place[number, :many] = torch.arange(many) + sum(c.shape[1] for c in combs)
+        combs.append(nearest.float())
+        there.append(offsets[1:-1] < math.ceil(s))
+    lines = torch.cat(combs, 1)
+    share = lines.double().mean(0)[place]
+    sizes = torch.tensor(scales)
+    loose = (sizes >= _LOOSE_FROM) & (sizes * _LOOSE_LINES <= side)  # drawn grids wobble by a pixel
+    strict, beside = share[:, 1:-1], share[:, :-2] + share[:, 2:]
+    parts = (lines, place, strict, strict + beside / 2, torch.stack(there), loose)
+    return Combs(*(part.to(device) for part in parts))
 
 
-def _best_offsets(kappa: Tensor, which: Tensor, scales: int) -> Tensor:
-    """The best offset's value for each scale, (B, S)."""
-    start = torch.full((len(kappa), scales), -1.0, device=kappa.device, dtype=kappa.dtype)
-    return start.scatter_reduce(1, which.expand(len(kappa), -1), kappa, "amax")
-
-
-def _offset(kappa: Tensor, comb: Comb, chosen: Tensor) -> Tensor:
-    """The offset of the best comb of the chosen scale, (B,); of equals the first."""
-    ours = torch.where(comb.which[None] == chosen[:, None], kappa, -math.inf)
-    rank = torch.arange(kappa.shape[1], device=kappa.device)
-    first = torch.where(ours == ours.amax(1, keepdim=True), rank, len(rank)).amin(1)
-    return comb.offset[first]
+def _offset(kappa: Tensor, chosen: Tensor) -> Tensor:
+    """The best offset of the chosen scale, (B,); of equals the first."""
+    ours = kappa[torch.arange(len(kappa), device=kappa.device), chosen]
+    rank = torch.arange(ours.shape[1], device=kappa.device)
+    return torch.where(ours == ours.amax(1, keepdim=True), rank, len(rank)).amin(1).double()
 
 
 def _first(offset: Tensor, scale: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from schema.prompts import Expectation
-from tasks.metrics.suite import View, as_bytes, view
+from tasks.metrics.suite import View, view
 
 PAINT = {
     "background": (70, 110, 255), "skin": (255, 190, 140), "clothes": (150, 150, 150), "hair": (230, 40, 200),
@@ -30,7 +30,7 @@ def save_overlays(images: Tensor, expectations: Sequence[Expectation], files: Se
         expectations: B promises: accessories are looked for by them.
         files: B files to write, in folders that exist.
     """
-    seen = view(as_bytes(images), expectations)
+    seen = view(images, expectations)
     for index, file in enumerate(files):
         _overlay(seen, index).save(file)
 

@@ -27,14 +27,17 @@ class Promises:
     given: Tensor
 
     @classmethod
-    def of(cls, expectations: Sequence[Expectation], attribute: str, device: torch.device) -> Promises:
-        """Stack the promises of one attribute; K is the largest number of colours, at least 1."""
-        codes = [list(getattr(e, attribute)) for e in expectations]
-        most = max([len(c) for c in codes] + [1])
-        padded = [c + ["#000000"] * (most - len(c)) for c in codes]
-        given = torch.tensor([[i < len(c) for i in range(most)] for c in codes], device=device)
-        sums = hex_bytes([c for row in padded for c in row]).view(len(codes), most, 3).to(device)
-        return cls(sums / 255, oklab(sums.transpose(1, 2)), given)
+    def of(cls, expectations: Sequence[Expectation], device: torch.device) -> dict[str, Promises]:
+        """Stack the promises of every attribute; K is the largest number of colours, at least 1."""
+        names = list(Expectation.model_fields)
+        codes = [[getattr(e, name) for e in expectations] for name in names]
+        most = max(1, *(len(c) for of_name in codes for c in of_name))
+        padded = [[*c, *["#000000"] * (most - len(c))] for of_name in codes for c in of_name]
+        numbers = torch.tensor([len(c) for of_name in codes for c in of_name])
+        given = (torch.arange(most) < numbers[:, None]).view(len(names), -1, most).to(device)
+        colours = hex_bytes([c for row in padded for c in row]).view(len(padded), most, 3).to(device)
+        parts = (part.view(len(names), -1, *part.shape[1:]) for part in (colours / 255, oklab(colours.transpose(1, 2))))
+        return {name: cls(*stacked) for name, *stacked in zip(names, *parts, given, strict=True)}
 
     @property
     def any(self) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tasks.metrics.bins import Bins
 from tasks.metrics.colour import UNIT, distance
 from tasks.metrics.palette import Palette
 
@@ -18,7 +19,6 @@ _REACH = 0.06
 """OKLab distance within which a cell has the background's colour."""
 
 _GROUNDS = 6
-_BIN_BITS = 8
 _MATERIALS = 24
 _NEAR = 0.055
 _DARK = 0.30 * UNIT
@@ -117,17 +117,18 @@ class Hair:
         return self.mask.any(2).any(1)
 
 
-def find_figure(cells: Tensor, valid: Tensor) -> Figure:
+def find_figure(cells: Tensor, valid: Tensor, coarse: Bins, fine: Bins) -> Figure:
     """Part a bust from its background and find its face.
 
     Args:
         cells: OKLab (B, 3, N, N) in whole units.
         valid: cells inside the picture (B, N, N).
+        coarse, fine: the cells in cubes of 1/16 and 1/32 a side.
     """
     ring = _ring(valid)
-    background, background_colour = _background(cells, valid, ring)
+    background, background_colour = _background(cells, valid, ring, coarse)
     figure = valid & ~background
-    materials = Materials.of(cells, figure)
+    materials = Materials.of(fine, figure)
     skin, skin_index, face = _skin(materials, figure)
     return Figure(valid, ring, background, background_colour, figure, materials, face, skin, skin_index)
 
@@ -144,11 +145,14 @@ def find_hair(parts: Figure, worn: Tensor) -> Hair:
     zone = hair_zone(bare, parts.face, hanging=True)
     first, members = _largest_material(materials, hair_zone(bare, parts.face))
     mask = materials.mask(members) & zone
-    mask = mask & _is_solid(mask, _pick(materials.colours, first))[:, None, None]
-    rest = zone & ~materials.mask(members)
+    rest = zone & ~mask
     second = _second_tone(materials, rest, parts, _pick(materials.colours, first))
-    held = connected(second & (neighbours(mask | worn) > 0), second)  # a crown may part them
+    # A crown may part the two, and so may the head itself: what is seen against the background is no eye.
+    rim = hair_zone(bare, parts.face) & (neighbours(parts.background) > 0)
+    held = connected(second & ((neighbours(mask | worn) > 0) | rim), second)
     second = connected(held & (neighbours(held) >= 3), held)  # mixed colours at an edge are lone cells
+    is_hair = _is_solid(mask | second, _pick(materials.colours, first))[:, None, None]
+    mask, second = mask & is_hair, second & is_hair
     other = _first_largest(materials.count(second))
     hint = _hint(materials, rest, mask, parts, _pick(materials.colours, first))
     return Hair(mask | second, _pick(materials.colours, first), second, _pick(materials.colours, other), hint)
@@ -162,10 +166,11 @@ def _second_tone(materials: Materials, rest: Tensor, parts: Figure, first: Tenso
     """
     here, everywhere = materials.count(rest), materials.count(parts.figure & ~parts.skin)
     inside, above = materials.count(parts.face), materials.count(rest & parts.above_face)
-    eyes = (2 * inside >= everywhere) & (5 * above < everywhere)
+    rim = materials.count(rest & (neighbours(parts.background) > 0))
+    eyes = (2 * inside >= everywhere) & (5 * above < everywhere) & (rim < 2)
     local = (5 * here >= everywhere) & ~eyes & (4 * materials.count(parts.chest) < everywhere)
     hues = materials.colours.transpose(1, 2)
-    ear = distance(hues, parts.skin_colour[..., None], _SKIN_SHADE) < _LIKE_SKIN
+    ear = (distance(hues, parts.skin_colour[..., None], _SKIN_SHADE) < _LIKE_SKIN) & (3 * above < here)
     hue = distance(hues, first[..., None], _SHADE) > _OTHER_HUE
     blocks = materials.count_solid(rest)
     line = (materials.colours[..., 0] < _DARK) & (2 * blocks < materials.count(rest))
@@ -214,7 +219,7 @@ class Materials:
     member: Tensor
 
     @classmethod
-    def of(cls, cells: Tensor, mask: Tensor) -> Materials:
+    def of(cls, cells: Bins, mask: Tensor) -> Materials:
         """The most frequent colours of the masked cells."""
         palette = Palette.of(cells, mask)
         colours, live = palette.colours[:, :_MATERIALS], palette.counts[:, :_MATERIALS] > 0
@@ -237,19 +242,6 @@ class Materials:
         """Cells (B, N, N) of the chosen colours (B, K)."""
         none = torch.zeros_like(chosen[:, :1])
         return torch.cat([chosen, none], 1).gather(1, self.member.flatten(1)).view(self.member.shape)
-
-
-def dominant_colour(cells: Tensor, mask: Tensor) -> Tensor:
-    """The most frequent colour (B, 3) of a region: the fullest bin, then two steps to the mean around it."""
-    flat, inside = cells.flatten(2), mask.flatten(1)
-    bins = ((flat + UNIT // 2) >> _BIN_BITS).clamp_(0, 31)
-    key = ((bins[:, 0] * 32 + bins[:, 1]) * 32 + bins[:, 2]).long()
-    counts = torch.zeros(len(cells), 32**3, device=cells.device, dtype=torch.int64).scatter_add(1, key, inside.long())
-    fullest = (counts * 32**3 - torch.arange(32**3, device=cells.device)).argmax(1, keepdim=True)
-    colour = _mean(flat, inside & (key == fullest))
-    for _ in range(2):
-        colour = _mean(flat, inside & (distance(flat, colour[..., None]) < 0.07))
-    return colour
 
 
 def share(part: Tensor, whole: Tensor) -> Tensor:
@@ -292,19 +284,19 @@ def _fill_runs(reached: Tensor, allowed: Tensor) -> Tensor:
     return (hit.gather(2, run.long()) > 0) & allowed
 
 
-def _background(cells: Tensor, valid: Tensor, ring: Tensor) -> tuple[Tensor, Tensor]:
+def _background(cells: Tensor, valid: Tensor, ring: Tensor, bins: Bins) -> tuple[Tensor, Tensor]:
     """What is connected to the border in the border's colours, and the first of those.
 
     More colours than one belong to it where a gradient leads from one to the next, or where a further one
     stands in a corner above or several times along the upper edge, as a pattern does.
     """
     rim = ring & _upper(valid, 0.75)
-    first = dominant_colour(cells, rim)
+    first = bins.dominant(rim)
     grounds = [first]
     near = distance(cells, first[..., None, None]) < _REACH
     for _ in range(_GROUNDS - 1):
         rest = rim & ~near
-        colour = dominant_colour(cells, rest)
+        colour = bins.dominant(rest)
         mine = distance(cells, colour[..., None, None]) < _REACH
         gradient = torch.stack([distance(colour, g) for g in grounds]).amin(0) < 1.9 * _REACH
         accepted = (share(mine & rest, rim) > 0.05) & (gradient | _is_pattern(mine & rim, valid))
@@ -425,7 +417,12 @@ def _shades(colours: Tensor) -> Tensor:
     same_hue = hued & (cosine > 0.94) & (lighter < 0.30) & (apart < 0.12)
     both_grey = grey[:, :, None] & grey[:, None] & (lighter < 0.18)
     black = light < 0.32  # the eye tells no hues apart there
-    return same_hue | both_grey | ((lighter < 0.08) & (apart < 0.05)) | (black[:, :, None] & black[:, None])
+    return (
+        same_hue
+        | both_grey
+        | ((lighter < 0.08) & (apart < 0.05))
+        | (black[:, :, None] & black[:, None] & (apart < 0.08))
+    )
 
 
 def _ring(valid: Tensor) -> Tensor:
@@ -486,9 +483,3 @@ def _row(matrix: Tensor, index: Tensor) -> Tensor:
 
 def _pick(colours: Tensor, index: Tensor) -> Tensor:
     return colours.gather(1, index[:, None, None].expand(-1, 1, 3))[:, 0]
-
-
-def _mean(flat: Tensor, mask: Tensor) -> Tensor:
-    """Mean (B, 3) of (B, 3, M) over a mask, in whole units; 0 where it is empty."""
-    total = (flat * mask[:, None]).sum(2)
-    return total.div(mask.sum(1).clamp_min(1)[:, None], rounding_mode="floor").int()

@@ -9,12 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tasks.metrics.colour import UNIT
-from tasks.metrics.grid import Grid, cell_of_pixels
+from tasks.metrics.grid import Grid, amid_cells, cell_of_pixels
 from tasks.metrics.scan import STEP, Scan, step
 
 _STRENGTH = (0.035, 0.07)
 _EVENNESS = (0.40, 0.65)
 _UNEVEN_LOSS = 0.38  # patterned backgrounds are uneven too
+_WRONG = 410  # 0.1
+_CUT = (0.008, 0.02)
+"""Pixels amid cells that have another colour, for each visible border of a cell: drawn ones have up to 0.01."""
+
+_CUT_LOSS = 0.6
 _CHANCE = 0.15
 """Grid confidence that smooth pictures reach by chance."""
 
@@ -59,28 +64,45 @@ def measure_style(scan: Scan, grid: Grid, cells: Tensor, valid: Tensor) -> Style
     strong = ((scan.visible_step - faint) / (clear - faint)).clamp(0, 1)
     uneven, even = _EVENNESS
     drawn = 1 - _UNEVEN_LOSS * (1 - ((grid.evenness - uneven) / (even - uneven)).clamp(0, 1))
-    gridded = ((grid.confidence - _CHANCE) / 0.5).clamp(0, 1) * strong * drawn * grid.found
     residual = step(scan.lattice, cell_of_pixels(cells, grid, scan.rows, scan.columns))
+    across, down = _differ(cells, valid)
+    # Curves and slants of vector art cut through cells, whatever grid its corners keep to.
+    wrong = _share(residual > _WRONG, amid_cells(grid, scan.rows, scan.columns))
+    edges = (across.sum((1, 2)) + down.sum((1, 2))).double() / valid.sum((1, 2)).clamp_min(1)
+    clean, cut = _CUT
+    whole = 1 - _CUT_LOSS * ((wrong / edges.clamp_min(1e-6) - clean) / (cut - clean)).clamp(0, 1)
+    gridded = ((grid.confidence - _CHANCE) / 0.5).clamp(0, 1) * strong * drawn * whole * grid.found
     flat = (1 - residual.sum((1, 2)).double() / residual[0].numel() / (0.1 * UNIT)).clamp(0, 1)
     purity = gridded**0.7 * sharp**0.1 * flat**0.2
     smooth = ((scan.gradient - 0.02) / 0.33).clamp(0, 1)
     photo = torch.sigmoid(1.6 * (3.2 * smooth + 2 * (1 - sharp) + 1.5 * (1 - gridded) - 3.7))
     return Style(
         100 * sharp, 100 * purity, 100 * photo, 100 * _dithering(cells, valid),
-        (residual <= STEP).sum((1, 2)).double() / residual[0].numel(), stray_share(cells, valid), scan.gradient,
+        (residual <= STEP).sum((1, 2)).double() / residual[0].numel(), _stray_share(across, down, valid), scan.gradient,
         1 - scan.one_step,
     )  # fmt: skip
 
 
-def stray_share(cells: Tensor, valid: Tensor) -> Tensor:
+def _differ(cells: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Which cells are unlike the next one to the right (B, N, N-1) and below (B, N-1, N), inside the picture."""
+    across = (step(cells[..., 1:], cells[..., :-1]) > _STRAY) & valid[..., 1:] & valid[..., :-1]
+    down = (step(cells[..., 1:, :], cells[..., :-1, :]) > _STRAY) & valid[..., 1:, :] & valid[..., :-1, :]
+    return across, down
+
+
+def _stray_share(across: Tensor, down: Tensor, valid: Tensor) -> Tensor:
     """Share of cells that none of their four neighbours resembles, (B,)."""
     lonely = valid.clone()
-    for dim in (2, 3):
-        differ = step(cells.narrow(dim, 1, cells.shape[dim] - 1), cells.narrow(dim, 0, cells.shape[dim] - 1)) > _STRAY
-        rest = cells.shape[dim] - 1
-        lonely.narrow(dim - 1, 1, rest).logical_and_(differ | ~valid.narrow(dim - 1, 0, rest))
-        lonely.narrow(dim - 1, 0, rest).logical_and_(differ | ~valid.narrow(dim - 1, 1, rest))
-    return lonely.sum((1, 2)).double() / valid.sum((1, 2)).clamp_min(1)
+    lonely[..., 1:] &= across | ~valid[..., :-1]
+    lonely[..., :-1] &= across | ~valid[..., 1:]
+    lonely[..., 1:, :] &= down | ~valid[..., :-1, :]
+    lonely[..., :-1, :] &= down | ~valid[..., 1:, :]
+    return _share(lonely, valid)
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """Share of (B, R, C) that is set, of what counts, (B,)."""
+    return (part & whole).sum((1, 2)).double() / whole.sum((1, 2)).clamp_min(1)
 
 
 def _dithering(cells: Tensor, valid: Tensor) -> Tensor:

@@ -21,12 +21,14 @@ from tasks.metrics.accuracy import (
     is_two_toned,
     two_tone_score,
 )
+from tasks.metrics.bins import Bins
 from tasks.metrics.colour import distance, hex_code, oklab
 from tasks.metrics.grid import Grid, detect_grid, sample_cells
 from tasks.metrics.palette import Palette, palette_score, palette_size
 from tasks.metrics.promises import Promises
-from tasks.metrics.regions import Figure, Hair, dominant_colour, find_figure, find_hair
+from tasks.metrics.regions import Figure, Hair, find_figure, find_hair
 from tasks.metrics.scan import Scan
+from tasks.metrics.scan import as_bytes as as_bytes  # callers hand pictures on as bytes
 from tasks.metrics.style import Style, measure_style
 
 COLOUR_WEIGHTS = {
@@ -56,6 +58,8 @@ class View:
     cells: Tensor  # (B, 3, N, N) int32 OKLab
     cells_rgb: Tensor  # (B, 3, N, N) uint8
     valid: Tensor  # (B, N, N)
+    coarse: Bins  # of the cells
+    fine: Bins
     parts: Figure
     hair: Hair
     worn: dict[str, Found]  # those that any prompt promises
@@ -79,31 +83,24 @@ def measure(images: Tensor, expectations: Sequence[Expectation]) -> list[Picture
         One record a picture, rounded to four decimals: the same in every batch, order and number of threads.
         Whatever decides is computed in whole numbers, so CPU and GPU agree within the rounding.
     """
-    pixels = as_bytes(images)
-    chunks = range(0, len(pixels), _CHUNK)
-    return [m for i in chunks for m in _measure(pixels[i : i + _CHUNK], expectations[i : i + _CHUNK])]
+    chunks = range(0, len(images), _CHUNK)
+    return [m for i in chunks for m in _measure(images[i : i + _CHUNK], expectations[i : i + _CHUNK])]
 
 
-def as_bytes(images: Tensor) -> Tensor:
-    """Pictures as a PNG file would hold them, uint8."""
-    if images.dtype == torch.uint8:
-        return images
-    pieces = images.split(4)  # copies of a piece stay in the cache
-    return torch.cat([(piece.float() * 255).round_().clamp_(0, 255).byte() for piece in pieces])
-
-
-def view(pixels: Tensor, expectations: Sequence[Expectation]) -> View:
-    """Find grid, cells and regions of pictures (B, 3, H, W) uint8."""
-    scan = Scan.of(pixels)
+def view(images: Tensor, expectations: Sequence[Expectation]) -> View:
+    """Find grid, cells and regions of pictures (B, 3, H, W), uint8 or in [0, 1]."""
+    scan = Scan.of(images)
     grid = detect_grid(scan)
-    cells_rgb, valid = sample_cells(pixels, grid)
+    cells_rgb, valid = sample_cells(images, grid)
     cells = oklab(cells_rgb)
-    promises = {name: Promises.of(expectations, name, pixels.device) for name in Expectation.model_fields}
-    parts = find_figure(cells, valid)
+    promises = Promises.of(expectations, images.device)
+    coarse, fine = (Bins.of(cells, bits) for bits in (8, 7))
+    parts = find_figure(cells, valid, coarse, fine)
     looked_for = [kind for kind in KINDS if promises[kind].any.any()]
     worn = {kind: find_accessory(kind, cells, parts, promises[kind], promises["hair"]) for kind in looked_for}
     covered = torch.stack([torch.zeros_like(valid), *(found.cells for found in worn.values())]).any(0)
-    return View(scan, grid, cells, cells_rgb, valid, parts, find_hair(parts, covered), worn, covered, promises)
+    hair = find_hair(parts, covered)
+    return View(scan, grid, cells, cells_rgb, valid, coarse, fine, parts, hair, worn, covered, promises)
 
 
 def summarise(pictures: Sequence[PictureMetrics]) -> EpochMetrics:
@@ -122,10 +119,10 @@ def summarise(pictures: Sequence[PictureMetrics]) -> EpochMetrics:
     )
 
 
-def _measure(pixels: Tensor, expectations: Sequence[Expectation]) -> list[PictureMetrics]:
-    seen = view(pixels, expectations)
+def _measure(images: Tensor, expectations: Sequence[Expectation]) -> list[PictureMetrics]:
+    seen = view(images, expectations)
     style = measure_style(seen.scan, seen.grid, seen.cells, seen.valid)
-    size = palette_size(Palette.of(seen.cells, seen.valid))
+    size = palette_size(Palette.of(seen.fine, seen.valid))
     colours, looks = _colour_columns(seen), _style_columns(style, size, seen.grid.found)
     facts, worn = _facts(seen, style, size), _accessory_columns(seen)
     return [
@@ -136,7 +133,7 @@ def _measure(pixels: Tensor, expectations: Sequence[Expectation]) -> list[Pictur
             {kind: column[i] for kind, column in worn.items() if kind != "crown"},
             worn["crown"][i] if "crown" in worn else None,
         )
-        for i in range(len(pixels))
+        for i in range(len(images))
     ]
 
 
@@ -189,7 +186,7 @@ def _colour_columns(seen: View) -> dict[str, list[float | None]]:
 def _accessory_columns(seen: View) -> dict[str, list[float | None]]:
     columns = {}
     for kind, found in seen.worn.items():
-        colour = _rgb_of(dominant_colour(seen.cells, found.cells), seen) / 255
+        colour = _rgb_of(seen.coarse.dominant(found.cells), seen) / 255
         value = accessory_accuracy(found, colour, seen.promises[kind]) * _has_figure(seen)
         columns[kind] = _where(seen.promises[kind].any & found.clear, value)
     return columns

@@ -243,8 +243,9 @@ class LoRA(Adapter):
             change = change * (kept[at] if change.dim() > 2 else kept)
             scale = scale / (1 - drop.rank_dropout)
         up = F.conv2d if isinstance(layer, nn.Conv2d) else F.linear
-        added: Tensor = up(change, self.lora_up)
-        return added * scale
+        # The scale goes where there are fewest numbers.
+        added: Tensor = up(change if scale == 1 else change * scale, self.lora_up)
+        return added
 
 
 class LoRANetwork(nn.Module):

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.metrics.bins import Bins
 from tasks.metrics.colour import oklab
 from tasks.metrics.palette import Palette, palette_score, palette_size
 
@@ -17,7 +18,7 @@ def test_well_separated_colours_are_counted_exactly(count: int, seed: int) -> No
     every = torch.cartesian_prod(levels, levels, levels)[torch.randperm(27, generator=generator)[:count]]
     cells = every[torch.arange(256) % count].T.reshape(1, 3, 16, 16)
     noisy = (cells + 0.004 * torch.randn(cells.shape, generator=generator)).clamp(0, 1)
-    palette = Palette.of(oklab((noisy * 255).byte()), torch.ones(1, 16, 16, dtype=torch.bool))
+    palette = Palette.of(Bins.of(oklab((noisy * 255).byte()), 7), torch.ones(1, 16, 16, dtype=torch.bool))
     assert palette_size(palette).item() == count
     assert palette.counts.sum() == 256
     same = palette.member.flatten() == palette.member.flatten()[0]

@@ -125,7 +125,7 @@ def test_every_table_has_row_level_security_and_an_explicit_grant(postgres_url: 
                   has_table_privilege('anon', c.oid, 'select')
            from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'""",
     )
-    assert len(tables) == 6
+    assert len(tables) == 12
     assert all(secured and service and not anon for _, secured, service, anon in tables)
 
 

@@ -1,4 +1,4 @@
-"""Another peer of `tasks.metrics`: what scikit-image, Pillow and scikit-learn have ready, one picture after another.
+"""Another peer of `tasks.metrics`: what scikit-image and Pillow have ready, one picture after another.
 
 They know no pixel grid, so everything is done on all pixels: colours in CIELAB, edges, background region, CIEDE2000
 to the promised colours, dominant colours.
@@ -6,45 +6,24 @@ to the promised colours, dominant colours.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from sklearn.cluster import KMeans
 
-from schema.errors import ConfigError
 from schema.prompts import Expectation
 
-Palette = Literal["quantize", "k-means"]
-
 _COLOURS = 16
-_SAMPLE = 4096
 
 
-def library() -> Any:
-    """scikit-image, with the modules that are used here.
+def measure_one(pixels: npt.NDArray[np.uint8], expectation: Expectation) -> dict[str, Any]:
+    """Figures of one picture (H, W, 3); scikit-image must be installed."""
+    import skimage.color
+    import skimage.feature
+    import skimage.filters
+    import skimage.measure
 
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        import skimage
-        import skimage.color
-        import skimage.feature
-        import skimage.filters
-        import skimage.measure
-    except ImportError as error:
-        hint = "pip install -r benchmarks/requirements.txt"
-        raise ConfigError(f"scikit-image is not installed, which the timing needs as a peer; {hint}.") from error
-    return skimage
-
-
-def measure_one(
-    pixels: npt.NDArray[np.uint8], expectation: Expectation, palette: Palette = "quantize"
-) -> dict[str, Any]:
-    """Figures of one picture (H, W, 3), its palette found by Pillow's quantiser or by scikit-learn's k-means."""
-    skimage = library()
     lab = skimage.color.rgb2lab(pixels)
     edges = skimage.filters.sobel(lab[..., 0])
     outline = skimage.feature.canny(lab[..., 0] / 100)
@@ -57,7 +36,7 @@ def measure_one(
     background = np.isin(regions, np.unique(np.concatenate([regions[0], regions[:, 0], regions[:, -1]]))) & (
         regions > 0
     )
-    dominant = _dominant(pixels, palette)
+    dominant = _dominant(pixels)
     accuracy = None
     if expectation.background:
         wanted = [[int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in expectation.background]
@@ -75,14 +54,8 @@ def measure_one(
     }
 
 
-def _dominant(pixels: npt.NDArray[np.uint8], palette: Palette) -> list[str]:
-    """The picture's most frequent colours as hex codes."""
-    if palette == "quantize":
-        reduced = Image.fromarray(pixels).quantize(_COLOURS)
-        values = np.reshape(reduced.getpalette() or [], (-1, 3))
-    else:
-        flat = pixels.reshape(-1, 3)
-        sample = flat[np.random.default_rng(0).choice(len(flat), _SAMPLE, replace=False)].astype(np.float32)
-        many = min(_COLOURS, len(np.unique(sample, axis=0)))
-        values = KMeans(many, n_init=1, random_state=0).fit(sample).cluster_centers_.round().astype(int)
+def _dominant(pixels: npt.NDArray[np.uint8]) -> list[str]:
+    """The picture's most frequent colours as hex codes, by Pillow's quantiser."""
+    reduced = Image.fromarray(pixels).quantize(_COLOURS)
+    values = np.reshape(reduced.getpalette() or [], (-1, 3))
     return ["#" + "".join(f"{v:02x}" for v in colour) for colour in values]

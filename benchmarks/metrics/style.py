@@ -1,15 +1,11 @@
 """How well style is measured: grid, purity, photorealism, sharpness, palette, dithering and noise.
 
-    python -m benchmarks.metrics_style [--pictures DIR] [--sheets DIR] [--quick] [--json]
-
-On labelled pictures, most of them built here; DIR adds the files of a folder with a manifest.csv (columns file, source,
-class: pixel or nonpixel). JPEG below 85, blur and art only doubled are told apart: they count in no total.
+On labelled pictures, most of them built here; a folder may add more. JPEG below 85, blur and art only doubled are told
+apart: they count in no total.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import time
 from collections import defaultdict
@@ -19,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import planted
-from benchmarks.pictures import Picture, deceiving, not_pixel_art, pixel_art, sprites
-from benchmarks.sheets import write_sheets
-from benchmarks.style_sections import (
+from benchmarks.metrics import planted
+from benchmarks.metrics.pictures import Picture, deceiving, not_pixel_art, pixel_art, sprites
+from benchmarks.metrics.sheets import write_sheets
+from benchmarks.metrics.style_sections import (
     Measured,
+    Section,
     dithering,
     grid,
     noise,
@@ -40,34 +37,30 @@ from tasks.metrics.suite import measure
 _BATCH = 16
 
 
-def main() -> None:
-    """Command line of the benchmark."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="more pictures, with a manifest.csv")
-    parser.add_argument("--sheets", type=Path, metavar="DIR", help="write the best and worst of each measure here")
-    parser.add_argument("--quick", action="store_true", help="every seventh picture")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="a JSON object as the last line")
-    args = parser.parse_args()
+def sections(folder: Path | None, seed: int, quick: bool, sheets: Path | None = None) -> dict[str, Section]:
+    """The figures of every measure of style.
+
+    Args:
+        folder: more pictures, with a manifest.csv.
+        quick: a seventh of the pictures.
+        sheets: where to write contact sheets.
+    """
     started = time.perf_counter()
-    labelled, made = build(args.pictures, args.seed)
-    if args.quick:
+    labelled, made = build(folder, seed)
+    if quick:
         labelled, made = labelled[::7], made[::7]
     built = time.perf_counter() - started
     found, tried = measured(labelled), measured(made)
     took = time.perf_counter() - started - built
-    print(f"{len(found) + len(tried)} pictures, built in {built:.0f} s, measured in {took:.0f} s")
-    sections = [
+    print(f"\n{len(found) + len(tried)} pictures for style, built in {built:.0f} s, measured in {took:.0f} s")
+    if sheets:
+        everything = [*found, *tried]
+        write_sheets(sheets, [m.picture for m in everything], columns(everything))
+    told = [
         grid(found), purity(found, tried), photorealism(found), sharpness(tried), palette(tried),
         dithering(found, tried), stray(tried), noise(tried), two_coloured(tried),
     ]  # fmt: skip
-    for section in sections:
-        print("\n".join(section.lines()))
-    if args.sheets:
-        everything = [*found, *tried]
-        write_sheets(args.sheets, [m.picture for m in everything], columns(everything))
-    if args.json:
-        print(json.dumps({section.title: section.figures for section in sections}))
+    return {section.title: section for section in told}
 
 
 def build(folder: Path | None, seed: int) -> tuple[list[Picture], list[Picture]]:
@@ -108,7 +101,3 @@ def columns(some: Sequence[Measured]) -> dict[str, list[float]]:
         "style": lambda m: m.style,
     }
     return {name: [pick(m.metrics) for m in some] for name, pick in picks.items()}
-
-
-if __name__ == "__main__":
-    main()

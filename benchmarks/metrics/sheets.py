@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from benchmarks.pictures import Picture
+from benchmarks.metrics.pictures import Picture
 
 _SIDE, _TEXT, _ACROSS = 192, 30, 5
 

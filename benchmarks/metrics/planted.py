@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from benchmarks.colour import oklab
-from benchmarks.pictures import SIDE, Picture, Pixels, Sprite, blur, canvas, enlarge, random_colour, store
+from benchmarks.metrics.numpy_colour import oklab
+from benchmarks.metrics.pictures import SIDE, Picture, Pixels, Sprite, blur, canvas, enlarge, random_colour, store
 from schema.prompts import Expectation
 
 Values = npt.NDArray[np.float64]

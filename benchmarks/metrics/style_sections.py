@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks import planted
-from benchmarks.pictures import Picture
+from benchmarks.metrics import planted
+from benchmarks.metrics.pictures import Picture
 from benchmarks.scores import auc, mean
 from schema.runs import PictureMetrics
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
-Real = npt.NDArray[np.float32]
+Real = npt.NDArray[np.floating[Any]]
 Exact = npt.NDArray[np.float64]
 
 _BYTE = np.arange(256) / 255
@@ -14,11 +16,12 @@ _LINEAR = np.where(_BYTE > 0.04045, ((_BYTE + 0.055) / 1.055) ** 2.4, _BYTE / 12
 _LMS = np.array([
     [0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
     [0.0883024619, 0.2817188376, 0.6299787005],
-], np.float32)  # fmt: skip
+])  # fmt: skip
 _OKLAB = np.array([
     [0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
     [0.0259040371, 0.7827717662, -0.8086757660],
-], np.float32)  # fmt: skip
+])  # fmt: skip
+_LMS_32, _OKLAB_32 = _LMS.astype(np.float32), _OKLAB.astype(np.float32)
 _XYZ = np.array([
     [0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041],
 ])  # fmt: skip
@@ -26,8 +29,20 @@ _WHITE = np.array([0.95047, 1.0, 1.08883])
 
 
 def oklab(pixels: Bytes) -> Real:
-    """sRGB bytes (..., 3) to OKLab, float32."""
-    return np.asarray(np.cbrt(_LINEAR[pixels] @ _LMS.T) @ _OKLAB.T)
+    """sRGB bytes (..., 3) to OKLab by its formula, float64."""
+    light = pixels / 255
+    linear = np.where(light > 0.04045, ((light + 0.055) / 1.055) ** 2.4, light / 12.92)
+    return np.asarray(np.cbrt(linear @ _LMS.T) @ _OKLAB.T)
+
+
+def oklab_by_table(pixels: Bytes) -> Real:
+    """The same with a table for the transfer curve and in float32."""
+    return np.asarray(np.cbrt(_LINEAR[pixels] @ _LMS_32.T) @ _OKLAB_32.T)
+
+
+def length(vectors: Real) -> Real:
+    """Euclidean length along the last axis."""
+    return np.asarray(np.sqrt((vectors * vectors).sum(-1)))
 
 
 def cielab(pixels: Bytes) -> Exact:

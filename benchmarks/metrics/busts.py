@@ -22,6 +22,7 @@ import resvg_py
 from dicebear import Avatar, Style
 from PIL import Image
 
+from benchmarks.metrics.numpy_colour import oklab
 from demo.attributes import BACKGROUNDS, CROWNS, HAIRS, SHIRTS, SKINS, distance, rgb
 from schema.prompts import Expectation
 
@@ -59,6 +60,11 @@ _PLAIN = {"glassesProbability": 0, "hatProbability": 0, "accessoriesProbability"
           "beardProbability": 0, "hairAccessoriesProbability": 0, "mustacheProbability": 0}  # fmt: skip
 MIN_HAIR = 10
 """Cells of hair below which nobody could name its colour."""
+
+_OTHER_HUE = 0.1
+"""Distance in OKLab's a and b from which colours are of two hues."""
+
+_OWN_SHADE = 0.2
 
 MIN_TONE = 5
 """Cells of one tone below which nobody would call hair two-toned."""
@@ -106,7 +112,7 @@ def busts(per_source: int, seed: int = 0, sources: tuple[Source, ...] = SOURCES)
             if bust is None:
                 continue
             made += 1
-            bust = _shade_hair(bust, rng)
+            bust = _with_own_shades(_shade_hair(bust, rng))
             yield _with_crown(bust, rng) if rng.random() < 0.5 else bust
 
 
@@ -114,9 +120,11 @@ def two_toned(bust: Bust, rng: random.Random) -> Bust:
     """The same bust with a second hue in a part of its hair: one side, the lower part, or a streak."""
     mask, pixels = bust.hair_mask, bust.pixels.copy()
     base = bust.hair[0]
+    others = (bust.skin, *bust.background, *([bust.crown] if bust.crown else []))
     while True:
         second = "#" + "".join(f"{rng.randrange(256):02x}" for _ in range(3))
-        if distance(second, base) > 170 and _hue_apart(second, base) and distance(second, bust.skin) > 110:
+        apart = distance(second, base) > 170 and _hue_apart(second, base)
+        if apart and all(distance(second, other) > 110 for other in others):  # else nobody could see where it ends
             break
     rows, columns = np.nonzero(mask)
     kind = rng.choice(["side", "low", "streak"])
@@ -138,9 +146,15 @@ def two_toned(bust: Bust, rng: random.Random) -> Bust:
 
 
 def _hue_apart(first: str, second: str) -> bool:
-    """Whether two colours differ in more than lightness."""
-    a, b = np.array(rgb(first), float), np.array(rgb(second), float)
-    return float(np.abs((a - a.mean()) - (b - b.mean())).sum()) > 120
+    """Whether two colours differ in more than lightness, as an eye sees it."""
+    lab = oklab(np.array([rgb(first), rgb(second)], np.uint8))
+    return float(np.hypot(*(lab[0] - lab[1])[1:])) > _OTHER_HUE
+
+
+def _shades_of(code: str, pixels: Pixels) -> Mask:
+    """Which pixels (..., 3) have a colour that is lighter or darker than another one but of no other hue."""
+    light, a, b = np.moveaxis(oklab(pixels) - oklab(np.array(rgb(code), np.uint8)), -1, 0)
+    return np.asarray((np.abs(light) < 0.3) & (np.hypot(a, b) < _OTHER_HUE / 2))
 
 
 def _draw_bust(source: Source, style: Any, rng: random.Random) -> Bust | None:
@@ -162,11 +176,11 @@ def _draw_bust(source: Source, style: Any, rng: random.Random) -> Bust | None:
     other = _render(style, {**options, "hairColor": ["#00ff00" if hair != "#00ff00" else "#ff00ff"]}, cells, source)
     opaque = figure[..., 3] > 127
     mask = (figure != other).any(-1) & opaque
-    exact = (figure[..., :3] == rgb(hair)).all(-1)
-    if (mask & exact).sum() < MIN_HAIR or not 0.15 < opaque.mean() < 0.9:
+    mask &= _shades_of(hair, figure[..., :3])  # its own shading is hair as well, a shadow on skin is not
+    if mask.sum() < MIN_HAIR or not 0.15 < opaque.mean() < 0.9:
         return None
     pixels = np.where(opaque[..., None], figure[..., :3], np.array(rgb(background), np.uint8)).astype(np.uint8)
-    return Bust(source.style, pixels, (background,), (hair,), skin, mask & exact, opaque)
+    return Bust(source.style, pixels, (background,), (hair,), skin, mask, opaque)
 
 
 def _variants(style: str, component: str) -> list[str]:
@@ -200,6 +214,14 @@ def _shade_hair(bust: Bust, rng: random.Random) -> Bust:
         pixels[rows[part], columns[part]] = shade
         ramp.append("#" + bytes(shade.tolist()).hex())
     return replace(bust, pixels=pixels, hair=tuple(ramp))
+
+
+def _with_own_shades(bust: Bust) -> Bust:
+    """Count the style's own light and shadow on the hair to the ramp, where they cover a good part of it."""
+    colours, counts = np.unique(bust.pixels[bust.hair_mask], axis=0, return_counts=True)
+    many = colours[counts >= _OWN_SHADE * bust.hair_mask.sum()]
+    codes = ("#" + bytes(colour.tolist()).hex() for colour in many)
+    return replace(bust, hair=tuple(dict.fromkeys((*bust.hair, *codes))))
 
 
 def _with_crown(bust: Bust, rng: random.Random) -> Bust:
