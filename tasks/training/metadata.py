@@ -18,6 +18,7 @@ from tasks.training.checkpoint import write_whole
 from tasks.training.config import LYCORIS_ARGS, Subset, TrainingConfig
 from tasks.training.data import TrainingData
 from tasks.training.dataset import Sample
+from tasks.training.merge import base_weights
 from tasks.training.models import BaseModel
 
 _SAME_NAME = (
@@ -81,6 +82,8 @@ def kohya_metadata(config: TrainingConfig, done: Progress, data: TrainingData, m
         "v2": False, "lowram": False, "fp8_base": False, "fp8_base_unet": False,
         "sd_scripts_commit_hash": f"pixelloop {version('pixelloop')}",
     }  # fmt: skip
+    if merged := base_weights(config):
+        entries["base_weights"] = json.dumps([(str(path.absolute()), share) for path, share in merged])
     if config.subsets:
         entries["datasets"] = json.dumps(_datasets(config, data))
     return {**{f"ss_{name}": str(value) for name, value in entries.items()}, **_specification(config, done, model)}
