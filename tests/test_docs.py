@@ -12,6 +12,7 @@ import pytest
 from schema.campaign import CampaignFile
 from schema.prompts import PromptSuite
 from tasks.store.postgres import PostgresStore
+from tasks.training.kohya import read_kohya
 from tests.tasks.store.store_contract import make_epoch, make_run
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -48,6 +49,16 @@ def test_the_files_for_a_real_model_are_valid() -> None:
     assert CampaignFile.model_validate(tomllib.loads(campaign.replace("[campaign]", f"[campaign]\n{sd_scripts}")))
     suite = PromptSuite.model_validate(tomllib.loads(prompts))
     assert suite.prompts[0].expectation.background == ("#22aa44",)
+
+
+def test_kohyas_files_are_valid(tmp_path: Path) -> None:
+    for name, text in zip(("train", "dataset"), blocks("training.md", "toml"), strict=True):
+        (tmp_path / f"{name}.toml").write_text(text)
+    files = {"config_file": str(tmp_path / "train.toml"), "dataset_config": str(tmp_path / "dataset.toml")}
+    config, notes = read_kohya(files)
+    assert not notes
+    assert config.integer("conv_dim") == 8
+    assert config.subsets[0].parameters["train_batch_size"] == 4
 
 
 def test_links_between_pages_lead_somewhere() -> None:

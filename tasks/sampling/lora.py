@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from schema.errors import TrialError
 from tasks.training.merge import adapters, named_layers
+from tasks.training.network import Adapter, Layer
 
 LOADING = threading.Lock()
 """transformers and peft patch torch.nn for all threads while they load: one at a time."""
@@ -41,10 +43,62 @@ def adapted(pipe: DiffusionPipeline, checkpoint: Path | None) -> Iterator[None]:
     if checkpoint is None:
         yield
         return
-    if state := _lycoris_state(checkpoint):
-        with _held(pipe, checkpoint, state):
-            yield
-        return
+    ours = _lycoris_state(checkpoint)
+    with _on_base_weights(pipe, checkpoint), _held(pipe, checkpoint, ours) if ours else _loaded(pipe, checkpoint):
+        yield
+
+
+@contextmanager
+def _on_base_weights(pipe: DiffusionPipeline, checkpoint: Path) -> Iterator[None]:
+    """Inside, the files that were merged into the base model for the LoRA's training are merged again."""
+    kept: list[tuple[Tensor, Tensor]] = []
+    try:
+        for path, share in _base_weights(checkpoint):
+            _merge_file(pipe, path, share, kept)
+        yield
+    finally:
+        _put_back(kept)
+
+
+def _merge_file(pipe: DiffusionPipeline, path: Path, share: float, kept: list[tuple[Tensor, Tensor]]) -> None:
+    try:
+        found = adapters(load_file(path), _layers(pipe))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise TrialError(f"{path}, one of the LoRA's base_weights, cannot be merged: {error}") from None
+    _merge_all(found, kept, share)
+
+
+def _base_weights(checkpoint: Path) -> list[tuple[Path, float]]:
+    """Files and shares that a LoRA's metadata tell of."""
+    try:
+        with safe_open(checkpoint, "pt") as file:
+            told = json.loads((file.metadata() or {}).get("ss_base_weights", "[]"))
+    except (OSError, ValueError, SafetensorError):
+        return []  # no such file, or none of ours
+    return [(Path(path), float(share)) for path, share in told]
+
+
+def _merge_all(found: list[Adapter], kept: list[tuple[Tensor, Tensor]], share: float = 1.0) -> None:
+    """Merge adapters one by one, and tell `kept` of each at once: the next may not fit into memory."""
+    for adapter in found:
+        kept.append(adapter.merge(share))
+
+
+def _put_back(kept: list[tuple[Tensor, Tensor]]) -> None:
+    for weight, values in reversed(kept):
+        weight.data = values
+
+
+def _layers(pipe: DiffusionPipeline) -> dict[str, Layer]:
+    encoders = [("lora_te", pipe.text_encoder)]
+    if hasattr(pipe, "text_encoder_2"):
+        encoders = [("lora_te1", pipe.text_encoder), ("lora_te2", pipe.text_encoder_2)]
+    return named_layers(pipe.unet, encoders)
+
+
+@contextmanager
+def _loaded(pipe: DiffusionPipeline, checkpoint: Path) -> Iterator[None]:
+    """As `adapted`, by diffusers."""
     _attach(pipe, checkpoint)
     kept: list[tuple[nn.Parameter, Tensor]] = []
     try:
@@ -72,20 +126,17 @@ def _lycoris_state(checkpoint: Path) -> dict[str, Tensor]:
 @contextmanager
 def _held(pipe: DiffusionPipeline, checkpoint: Path, state: Mapping[str, Tensor]) -> Iterator[None]:
     """As `adapted`, by our own layers: merged into copies of 32-bit weights, beside those of 16."""
-    encoders = [("lora_te", pipe.text_encoder)]
-    if hasattr(pipe, "text_encoder_2"):
-        encoders = [("lora_te1", pipe.text_encoder), ("lora_te2", pipe.text_encoder_2)]
     try:
-        found = adapters(state, named_layers(pipe.unet, encoders))
+        found = adapters(state, _layers(pipe))
     except ValueError as error:
         raise TrialError(f"{checkpoint} cannot be loaded as a LoRA of the base model: {error}") from None
     if pipe.dtype == torch.float32:
-        kept = [adapter.merge() for adapter in found]
+        kept: list[tuple[Tensor, Tensor]] = []
         try:
+            _merge_all(found, kept)
             yield
         finally:
-            for weight, values in kept:
-                weight.data = values
+            _put_back(kept)
         return
     for adapter in found:
         adapter.to(pipe.dtype).eval().attach()

@@ -16,16 +16,18 @@ from tasks.training.run import run, run_kohya
 
 def main() -> int:
     """Run the trainer as a command."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.training", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("config", type=Path, nargs="?", help="left out with --config_file")
-    parser.add_argument("--device", default="cpu")
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.training", description=(__doc__ or "").splitlines()[0], allow_abbrev=False,
+        usage="%(prog)s TRIAL.toml | --config_file FILE [--dataset_config FILE] [OPTION ...]",
+    )  # fmt: skip
+    parser.add_argument("--device", help="a GPU where there is one for kohya's options, else the CPU")
     parser.add_argument("--threads", type=int, default=1)
-    args, options = parser.parse_known_args()
-    if args.config is None and options:
-        return run_kohya(options, args.device, args.threads)
-    if args.config is None or options:
-        parser.error("give either a configuration or kohya's options, such as --config_file")
-    return run(args.config, args.device, args.threads)
+    args, rest = parser.parse_known_args()  # sd-scripts' options are too many to name, and are checked when read
+    if rest and rest[0].startswith("--"):
+        return run_kohya(rest, args.device, args.threads)
+    if len(rest) != 1:
+        parser.error("give either one configuration or kohya's options, such as --config_file")
+    return run(Path(rest[0]), args.device or "cpu", args.threads)
 
 
 if __name__ == "__main__":

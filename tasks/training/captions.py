@@ -46,14 +46,6 @@ class CaptionRules:
         return cls(**values)  # type: ignore[arg-type]
 
     @property
-    def fixed(self) -> bool:
-        """True where a caption is the same at every step."""
-        random_parts = self.shuffle_caption or self.caption_dropout_rate or self.caption_tag_dropout_rate
-        return not (
-            random_parts or self.caption_dropout_every_n_epochs or self.enable_wildcard or self.token_warmup_step
-        )
-
-    @property
     def few(self) -> bool:
         """True where a caption is seen in one form, or dropped: worth keeping what is made of it."""
         return not (

@@ -15,7 +15,7 @@ from typing import Any
 import tomlkit
 from pydantic import Field
 
-from schema.base import Frozen, read_toml
+from schema.base import Frozen, parse, read_toml
 from schema.errors import ConfigError
 from schema.parameters import PARAMETERS, Parameters, with_defaults
 
@@ -103,7 +103,7 @@ def load_config(path: Path) -> TrainingConfig:
     places = {name: values.pop(name) for name in PLACES if name in values}
     parameters = with_defaults(values)
     check_supported(parameters, str(path))
-    return TrainingConfig(**places, parameters=parameters)
+    return parse({**places, "parameters": parameters}, TrainingConfig, str(path))
 
 
 def write_config(

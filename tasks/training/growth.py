@@ -19,6 +19,8 @@ _OWN_VALUES = {"z", "p0"}
 _SQUARES = {"exp_avg_sq"}
 """Running means of squared gradients: a 0 there would make the first step of a new weight a huge one."""
 
+_MEND = "choose AdamW, Lion, Adafactor, a schedule-free one, or Prodigy with optimizer_args slice_p=1"
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -51,6 +53,9 @@ class Growth:
                 raise ConfigError(
                     f"progressive_rank = {text!r}: epochs must rise from 2 on and ranks from network_dim = {first} on"
                 )
+        kind, args = config.text("optimizer_type"), str(config.parameters["optimizer_args"] or "").split()
+        if steps and (kind.endswith("8bit") or (kind == "Prodigy" and "slice_p=1" not in args)):
+            raise ConfigError(f"progressive_rank: the state of {kind} cannot grow with the network: {_MEND}")
         return cls(first, steps)
 
     def rank(self, epoch: int) -> int:
@@ -81,11 +86,11 @@ def _enlarge(state: dict[str, object], weight: nn.Parameter, shape: torch.Size) 
     for name, value in state.items():
         if not isinstance(value, Tensor) or value.dim() == 0 or value.numel() == 1:
             continue
+        if value.shape == (shape.numel(),):  # Prodigy keeps some of its states as one row
+            state[name] = _padded(name, value.view(shape), weight.shape, weight).flatten()
+            continue
         if value.shape not in shapes or not value.is_floating_point():
-            raise ConfigError(
-                "progressive_rank: the optimizer's state cannot grow with the network: choose AdamW, Lion, Adafactor, "
-                "Prodigy without slice_p or a schedule-free one"
-            )
+            raise ConfigError(f"progressive_rank: the optimizer's state cannot grow with the network: {_MEND}")
         state[name] = _padded(name, value, shapes[value.shape], weight)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from schema.base import read_toml
+from schema.base import parse, read_toml
 from schema.errors import ConfigError
 from schema.parameters import PARAMETERS, Parameters, parse_value, with_defaults
 from tasks.training.config import PLACES, Subset, TrainingConfig, check_supported, flatten
@@ -70,7 +70,8 @@ def read_kohya(options: Mapping[str, Any]) -> tuple[TrainingConfig, list[str]]:
     where = str(file or "the command line")
     values = _plain(given, where, notes)
     places = {name: values.pop(name) for name in (*PLACES, *_ABOUT) if name in values}
-    parameters = with_defaults({**_DEFAULTS, **_steps(values, notes), **_weight_decay(values)})
+    own = {**_weight_decay(values), **_convolutions(values)}
+    parameters = with_defaults({**_DEFAULTS, **_steps(values, notes), **own})
     about = {name: str(places.pop(name)) for name in _ABOUT if places.get(name) is not None}
     subsets = _subsets(Path(dataset), parameters, notes) if dataset else ()
     if subsets:
@@ -85,7 +86,8 @@ def read_kohya(options: Mapping[str, Any]) -> tuple[TrainingConfig, list[str]]:
         places.setdefault("cache_dir", Path(places["output_dir"]) / "cache")
     for chosen in (parameters, *(subset.parameters for subset in subsets)):
         check_supported(chosen, where)
-    return TrainingConfig(**places, about=about, subsets=tuple(subsets), parameters=parameters), notes
+    fields = {**places, "about": about, "subsets": tuple(subsets), "parameters": parameters}
+    return parse(fields, TrainingConfig, where), notes
 
 
 def options_of(arguments: Sequence[str]) -> Values:
@@ -212,6 +214,14 @@ def _weight_decay(values: Values) -> Values:
     return {"weight_decay": values.get("weight_decay", 0.01 if adam else 0.0)}
 
 
+def _convolutions(values: Values) -> Values:
+    """LyCORIS adapts 3x3 convolutions like all other layers unless it is told another size."""
+    if values.get("network_module") != "lycoris.kohya":
+        return {}
+    defaults = {"conv_dim": values.get("network_dim", 4), "conv_alpha": values.get("network_alpha", 1.0)}
+    return {name: values.get(name, default) for name, default in defaults.items()}
+
+
 def _subsets(path: Path, parameters: Parameters, notes: list[str]) -> list[Subset]:
     """The subsets of a dataset_config, each with all its parameters.
 
@@ -235,13 +245,9 @@ def _subsets(path: Path, parameters: Parameters, notes: list[str]) -> list[Subse
             if "batch_size" in own:
                 own["train_batch_size"] = own.pop("batch_size")
             checked = with_defaults({**_settable(parameters), **_plain(own, place, notes)})
-            tokens, regular = subset.get("class_tokens"), bool(subset.get("is_reg", False))
-            found.append(
-                Subset(
-                    image_dir=Path(subset["image_dir"]), is_reg=regular, class_tokens=tokens, nested=False,
-                    dataset=number, parameters=checked,
-                )
-            )  # fmt: skip
+            alone = {k: v for k, v in subset.items() if k in _OF_SUBSET_ALONE}
+            fields = {**alone, "nested": False, "dataset": number, "parameters": checked}
+            found.append(parse(fields, Subset, f"{place}: subset"))
     if not any(not subset.is_reg for subset in found):
         raise ConfigError(f"{path}: there is no subset to train on: add [[datasets]] with [[datasets.subsets]]")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,10 +117,12 @@ class TensorCache:
 
 
 def digest(*modules: nn.Module) -> str:
-    """What modules' weights are, to the bit."""
-    found = hashlib.sha256()
-    for module in modules:
-        for name, weight in sorted(module.state_dict().items()):
-            found.update(name.encode())
-            found.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+    """What modules' weights are, to the bit; computed on all cores."""
+    weights = [item for module in modules for item in sorted(module.state_dict().items())]
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        parts = pool.map(lambda item: f"{item[0]}:{item[1].dtype}:{_hash(item[1])}", weights)
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()
+
+
+def _hash(weight: Tensor) -> str:
+    return hashlib.sha256(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()

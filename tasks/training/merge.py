@@ -85,17 +85,28 @@ def merge_base_weights(config: TrainingConfig, model: BaseModel) -> None:
     Raises:
         ConfigError: a file cannot be read or is none for this model, or there are more multipliers than files.
     """
-    paths, shares = config.texts("base_weights"), config.numbers("base_weights_multiplier")
-    if len(shares) > len(paths):
-        raise ConfigError(f"base_weights_multiplier has {len(shares)} values for {len(paths)} files: remove some")
-    if not paths:
+    files = base_weights(config)
+    if not files:
         return
     layers = named_layers(model.unet, zip(model.text_prefixes, model.text_encoders, strict=True))
-    for number, path in enumerate(paths):
-        state = read_lora(Path(path), "base_weights")
+    for path, share in files:
+        state = read_lora(path, "base_weights")
         try:
             found = adapters(state, layers)
         except ValueError as error:
             raise ConfigError(f"base_weights: {path} does not suit the base model: {error}") from None
         for adapter in found:
-            adapter.merge(shares[number] if number < len(shares) else 1.0)
+            adapter.merge(share)
+
+
+def base_weights(config: TrainingConfig) -> list[tuple[Path, float]]:
+    """Kohya's base_weights with their multipliers, 1 where there are fewer of these.
+
+    Raises:
+        ConfigError: more multipliers than files, or one that is no number.
+    """
+    paths, shares = config.texts("base_weights"), config.numbers("base_weights_multiplier")
+    if len(shares) > len(paths):
+        raise ConfigError(f"base_weights_multiplier has {len(shares)} values for {len(paths)} files: remove some")
+    shares += [1.0] * (len(paths) - len(shares))
+    return [(Path(path), share) for path, share in zip(paths, shares, strict=True)]

@@ -14,9 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tasks.training.checkpoint import write_whole
 from tasks.training.config import LYCORIS_ARGS, Subset, TrainingConfig
 from tasks.training.data import TrainingData
 from tasks.training.dataset import Sample
+from tasks.training.merge import base_weights
 from tasks.training.models import BaseModel
 
 _SAME_NAME = (
@@ -74,12 +76,14 @@ def kohya_metadata(config: TrainingConfig, done: Progress, data: TrainingData, m
         "max_token_length": None if config.integer("max_token_length") == 75 else config.parameters["max_token_length"],
         "validate_every_n_epochs": config.parameters["save_every_n_epochs"] if data.validation else None,
         **dict.fromkeys(_NEVER),
-        **_base(config.pretrained_model_name_or_path),
+        **_base(Path(config.pretrained_model_name_or_path), config.cache_dir),
         **_network(config, done),
         "base_model_version": "sdxl_base_v1-0" if sdxl else "sd_v1",
         "v2": False, "lowram": False, "fp8_base": False, "fp8_base_unet": False,
         "sd_scripts_commit_hash": f"pixelloop {version('pixelloop')}",
     }  # fmt: skip
+    if merged := base_weights(config):
+        entries["base_weights"] = json.dumps([(str(path.absolute()), share) for path, share in merged])
     if config.subsets:
         entries["datasets"] = json.dumps(_datasets(config, data))
     return {**{f"ss_{name}": str(value) for name, value in entries.items()}, **_specification(config, done, model)}
@@ -133,20 +137,30 @@ def _optimizer(config: TrainingConfig, done: Progress) -> str:
     return f"{done.optimizer}({arguments})"
 
 
-@cache
-def _base(name: str) -> dict[str, Any]:
+def _base(path: Path, cache_dir: Path | None) -> dict[str, Any]:
     """Name and hashes of the base model's file: the old one of 64 KB behind the first megabyte, and SHA-256."""
-    path = Path(name)
-    if path.is_dir():
-        hashes = ("IsADirectory", "IsADirectory")  # what kohya's tools write of a diffusers folder
-    elif path.is_file():
+    old, new = ("IsADirectory", "IsADirectory") if path.is_dir() else ("NOFILE", "NOFILE")  # kohya's words
+    if path.is_file():
         with path.open("rb") as file:
-            whole = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0x100000)
-            hashes = (hashlib.sha256(file.read(0x10000)).hexdigest()[:8], whole)
-    else:
-        hashes = ("NOFILE", "NOFILE")
-    return {"sd_model_name": path.name, "sd_model_hash": hashes[0], "new_sd_model_hash": hashes[1]}
+            old = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+        new = _whole_hash(path, cache_dir, path.stat().st_size, path.stat().st_mtime_ns)
+    return {"sd_model_name": path.name, "sd_model_hash": old, "new_sd_model_hash": new}
+
+
+@cache
+def _whole_hash(path: Path, cache_dir: Path | None, size: int, changed: int) -> str:
+    """SHA-256 of a file, kept beside the other caches: it costs a pass over gigabytes."""
+    key = hashlib.sha256(f"{path.resolve()}/{size}/{changed}".encode()).hexdigest()
+    kept = cache_dir / f"{key[:32]}.sha256" if cache_dir else None
+    if kept is not None and kept.exists():
+        return kept.read_text(encoding="ascii")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, found.encode())
+    return found
 
 
 def _datasets(config: TrainingConfig, data: TrainingData) -> list[dict[str, Any]]:

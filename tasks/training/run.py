@@ -30,25 +30,33 @@ def run(config: Path, device: str, threads: int, model: BaseModel | None = None)
     return _run(lambda: load_config(config), config.parent, device, threads, model)
 
 
-def run_kohya(options: Sequence[str], device: str, threads: int) -> int:
+def run_kohya(options: Sequence[str], device: str | None, threads: int) -> int:
     """Train by kohya's files and options; events and state go to ``<output_name>-training`` in output_dir.
 
     Args:
         options: of the command line, in kohya's way.
+        device: None takes a GPU where there is one.
 
     Returns:
         As `run`.
     """
     try:
         config, notes = read_kohya(options_of(options))
+        folder = config.output_dir / f"{config.output_name}-training"
+        folder.mkdir(parents=True, exist_ok=True)
     except PixelloopError as error:
         print(f"pixelloop: {error}", file=sys.stderr)
         return 2
-    folder = config.output_dir / f"{config.output_name}-training"
-    folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"pixelloop: {error.filename} cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
     for note in notes:
         print(f"pixelloop: {note}", file=sys.stderr)
         write_event(folder / "events.jsonl", WarningEvent(sentence=note))
+    if device is None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     return _run(lambda: config, folder, device, threads, None)
 
 

@@ -32,7 +32,7 @@ from schema.runs import Outcome
 from schema.taxonomy import Category
 from tasks.training import events as tell
 from tasks.training.config import LYCORIS_ARGS, TrainingConfig
-from tasks.training.dataset import find_pictures, find_samples, num_images
+from tasks.training.dataset import class_tokens, find_pictures, find_samples, num_images
 from tasks.training.launch import TrainerProcess
 
 _SCRIPT, _SCRIPT_XL = "train_network.py", "sdxl_train_network.py"
@@ -343,10 +343,13 @@ def _subsets(config: TrainingConfig) -> list[dict[str, Any]]:
     if config.reg_data_dir is not None:
         sources.append((config.reg_data_dir, True, 1))
     return [
-        {"image_dir": str(folder), "num_repeats": repeats * more, "is_reg": is_reg, "alpha_mask": mask}
+        {
+            "image_dir": str(folder), "num_repeats": repeats * more, "is_reg": is_reg, "alpha_mask": mask,
+            **({"class_tokens": tokens} if folder != source and (tokens := class_tokens(folder)) else {}),
+        }
         for source, is_reg, more in sources
         for folder, repeats in dict.fromkeys((path.parent, repeats) for path, repeats in find_pictures(source))
-    ]
+    ]  # fmt: skip
 
 
 def _refuse_unsupported(config: TrainingConfig, path: Path) -> None:
@@ -356,8 +359,11 @@ def _refuse_unsupported(config: TrainingConfig, path: Path) -> None:
     for refused, sentence in (
         (p["max_token_length"] not in (75, 150, 225), "max_token_length must be 75, 150 or 225"),
         (p["progressive_rank"], "progressive_rank is what our own trainer has: remove it"),
-        (p["color_aug"] and p["cache_latents"], "color_aug changes pictures at each step: set cache_latents = false"),
+        (p["max_train_steps"], "give max_train_epochs instead of max_train_steps: the epochs' files are waited for"),
+        ((p["color_aug"] or p["random_crop"]) and p["cache_latents"],
+         "color_aug and random_crop change pictures at each step: set cache_latents = false"),
         (p["full_fp16"] and p["mixed_precision"] != "fp16", 'full_fp16 needs mixed_precision = "fp16": set it'),
+        (p["full_bf16"] and p["mixed_precision"] != "bf16", 'full_bf16 needs mixed_precision = "bf16": set it'),
         (p["lr_scheduler"] == "constant" and p["lr_warmup_steps"],
          "lr_scheduler constant has no warm-up: choose constant_with_warmup or lr_warmup_steps = 0"),
         (p["adaptive_noise_scale"] is not None and p["noise_offset"] is None,

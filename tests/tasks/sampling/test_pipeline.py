@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -294,6 +295,26 @@ def test_beside_weights_of_16_bits_they_do_the_same(tiny_model: Path, tmp_path: 
     with adapted(pipe, tmp_path / "lora.safetensors"), adapted(exact, tmp_path / "lora.safetensors"):
         assert (predict(exact) - plain).abs().mean() > 5 * (predict(pipe) - predict(exact)).abs().mean()
     assert torch.equal(predict(pipe), own)
+
+
+@pytest.mark.parametrize("kind", [{"network_module": "networks.lora"}, {"algo": "loha"}])
+def test_a_lora_is_drawn_on_the_base_weights_it_was_trained_on(
+    tiny_model: Path, tmp_path: Path, kind: dict[str, ParameterValue]
+) -> None:
+    below, above = trained_lycoris(tiny_model, {"algo": "lokr"}), trained_lycoris(tiny_model, kind)
+    save_file(below, tmp_path / "below.safetensors")
+    told = {"ss_base_weights": json.dumps([[str(tmp_path / "below.safetensors"), 1.0]])}
+    save_file(above, tmp_path / "above.safetensors", told)
+    sampler = Sampler(str(tiny_model), "cpu", 1)
+    before = sampler.draw(suite("king"), None)
+    drawn = sampler.draw(suite("king"), tmp_path / "above.safetensors")
+    assert torch.equal(sampler.draw(suite("king"), None), before)
+    merge_by_hand(sampler._ready(), below)
+    merge_by_hand(sampler._ready(), above)
+    assert torch.allclose(sampler.draw(suite("king"), None), drawn, rtol=0, atol=1e-4)
+    (tmp_path / "below.safetensors").unlink()
+    with pytest.raises(TrialError, match="base_weights, cannot be merged"):
+        sampler.draw(suite("king"), tmp_path / "above.safetensors")
 
 
 def weighted(pipe: DiffusionPipeline) -> list[torch.nn.Module]:

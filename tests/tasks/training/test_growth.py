@@ -35,6 +35,15 @@ def test_what_is_no_growth_is_refused(text: str) -> None:
         Growth.of(config(text))
 
 
+@pytest.mark.parametrize("optimizer", ["AdamW8bit", "Prodigy"])
+def test_an_optimizer_that_cannot_grow_is_refused_before_training(optimizer: str) -> None:
+    asked = config("3:4")
+    parameters = {**asked.parameters, "optimizer_type": optimizer}
+    with pytest.raises(ConfigError, match=f"the state of {optimizer} cannot grow"):
+        Growth.of(asked.changed(parameters=parameters))
+    Growth.of(asked.changed(parameters={**parameters, "progressive_rank": None}))
+
+
 OPTIMIZERS = {
     "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True),
     "SGD": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),

@@ -92,6 +92,30 @@ def test_the_loss_is_that_of_kohyas_formulas(kind: str, rules: DiffusionRules, p
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
+@given(
+    kind=st.sampled_from(["epsilon", "v_prediction"]),
+    offset=st.sampled_from([0.0, 0.1]),
+    gamma=st.sampled_from([None, 5.0]),
+    seed=st.integers(0, 1000),
+)
+@settings(deadline=None, max_examples=40)
+def test_noise_offset_and_loss_together_are_kohyas(kind: str, offset: float, gamma: float | None, seed: int) -> None:
+    """From the same draws of the generator: plain noise, then one number a channel, then noise levels."""
+    latents, predicted = torch.randn(2, 3, 4, 8, 8, generator=seeded(seed + 1))
+    rules = DiffusionRules(noise_offset=offset or None, min_snr_gamma=gamma)
+    ours, weights = Diffusion(scheduler(kind), rules, CPU), torch.tensor([1.0, 0.5, 1.0])
+    noisy = ours.noise(latents, seeded(seed))
+    again = seeded(seed)
+    noise = torch.randn(latents.shape, generator=again)
+    if offset:
+        noise += offset * torch.randn(3, 4, 1, 1, generator=again)
+    timesteps = torch.randint(0, 1000, (3,), generator=again)
+    assert torch.equal(noisy.timesteps, timesteps)
+    assert torch.allclose(noisy.latents, scheduler(kind).add_noise(latents, noise, timesteps), atol=1e-6)
+    expected = kohya_loss(kind, predicted, latents, noise, timesteps, weights, rules)
+    assert ours.loss(predicted, noisy, weights).item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
 def test_a_perfect_prediction_has_no_loss() -> None:
     for kind in ("epsilon", "v_prediction"):
         noisy = diffusion(kind).noise(torch.randn(4, 4, 8, 8), seeded())

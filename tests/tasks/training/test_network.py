@@ -66,6 +66,12 @@ def test_as_many_layers_are_adapted_as_by_kohya(kind: str, conv_dim: int, layers
     assert [len(network) for network in built(kind, conv_dim=conv_dim)] == layers
 
 
+def test_as_many_tensors_as_in_a_file_of_sd_scripts() -> None:
+    for kind, conv_dim, expected in (("sd15", 0, 792), ("sd15", 4, 1050), ("sdxl", 0, 2958), ("sdxl", 4, 3156)):
+        layers = [layer for network in built(kind, conv_dim=conv_dim) for _, layer in network.named_layers()]
+        assert sum(len(layer.tensors()) + 1 for layer in layers) == expected  # and an alpha each
+
+
 def test_names_are_kohyas() -> None:
     names = ranks(built("sd15", conv_dim=4))
     assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q" in names

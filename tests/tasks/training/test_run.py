@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from schema.runs import Outcome
 from tasks.training.checkpoint import write_whole
-from tasks.training.events import EpochEvent, Event, FailedEvent, FinishedEvent, WarningEvent, read_events
+from tasks.training.events import EpochEvent, Event, FailedEvent, FinishedEvent, StoppedEvent, WarningEvent, read_events
+from tasks.training.merge import named_layers
 from tasks.training.run import run, run_kohya
 from tasks.training.trainer import Trainer
+from tests.tasks.training.test_lycoris import by_hand
 
 Trial = Callable[..., Path]
 
@@ -114,6 +121,102 @@ def test_text_encoders_are_not_asked_again_by_a_later_trial(trial: Trial, monkey
     written = len(list((trial("x").parent.parent / "latents").rglob("*.safetensors")))
     trained(trial("again", network_train_unet_only=True, seed=9))
     assert len(list((trial("x").parent.parent / "latents").rglob("*.safetensors"))) == written
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "package"),
+    [
+        ("AdamW", "torch"), ("Adafactor", "transformers"), ("Prodigy", "prodigyopt"),
+        ("AdamWScheduleFree", "schedulefree"), ("Lion", "lion_pytorch"),
+    ],
+)  # fmt: skip
+def test_two_epochs_and_two_more_after_sigterm_are_four_straight_bit_for_bit(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch, optimizer: str, package: str
+) -> None:
+    pytest.importorskip(package)
+    settings: dict[str, Any] = {
+        "max_train_epochs": 4, "optimizer_type": optimizer, "flip_aug": True, "shuffle_caption": True,
+        "network_dropout": 0.1, "rank_dropout": 0.1, "module_dropout": 0.1, "noise_offset": 0.1, "min_snr_gamma": 5.0,
+        "caption_dropout_rate": 0.2, "caption_tag_dropout_rate": 0.2, "progressive_rank": "2:4,4:6",
+        "optimizer_args": "slice_p=1" if optimizer == "Prodigy" else None,
+    }  # fmt: skip
+    straight, tell = trained(trial("straight", **settings)), Trainer._tell
+
+    def stop_after_two(self: Trainer, event: Event) -> None:
+        tell(self, event)
+        if isinstance(event, EpochEvent) and event.epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = trial("stopped", **settings)
+    monkeypatch.setattr(Trainer, "_tell", stop_after_two)
+    assert run(stopped, "cpu", 1) == 0
+    assert isinstance(events_of(stopped.parent)[-1], StoppedEvent)
+    resumed = trained(stopped)
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_sdxls_file_draws_the_same_in_plain_diffusers_and_merged_by_hand(
+    trial: Trial, tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    config = trial(learning_rate=0.05, network_dropout=None)
+    place = "pretrained_model_name_or_path"
+    config.write_text(re.sub(rf"{place} = .*", f'{place} = "{tiny_sdxl}"', config.read_text()))
+    state = trained(config)
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw() -> torch.Tensor:
+        seed = torch.Generator().manual_seed(0)
+        drawn: torch.Tensor = pipe("pixel art", num_inference_steps=2, generator=seed, output_type="latent").images
+        return drawn
+
+    before = draw()
+    pipe.load_lora_weights(config.parent / "checkpoints", weight_name="lora.safetensors")
+    after = draw()
+    assert not torch.allclose(before, after, atol=1e-3)
+    pipe.unload_lora_weights()
+    layers = named_layers(pipe.unet, [("lora_te1", pipe.text_encoder), ("lora_te2", pipe.text_encoder_2)])
+    for name in {key.partition(".")[0] for key in state}:
+        tensors = {key.partition(".")[2]: t for key, t in state.items() if key.startswith(f"{name}.")}
+        weight = layers[name].weight
+        weight.data = by_hand(weight.data, tensors, float(tensors.pop("alpha")))
+    assert torch.allclose(draw(), after, rtol=1e-5, atol=1e-5 * float(after.abs().max()))
+
+
+KEYS = """adaptive_noise_scale base_model_version cache_latents caption_dropout_every_n_epochs caption_dropout_rate
+caption_tag_dropout_rate clip_skip dataset_dirs debiased_estimation epoch face_crop_aug_range fp8_base fp8_base_unet
+full_fp16 gradient_accumulation_steps gradient_checkpointing huber_c huber_scale huber_schedule ip_noise_gamma
+ip_noise_gamma_random_strength learning_rate loss_type lowram lr_scheduler lr_warmup_steps max_grad_norm
+max_token_length max_train_steps max_validation_steps min_snr_gamma mixed_precision multires_noise_discount
+multires_noise_iterations network_alpha network_args network_dim network_dropout network_module new_sd_model_hash
+noise_offset noise_offset_random_strength num_batches_per_epoch num_epochs num_reg_images num_train_images
+num_validation_images optimizer output_name prior_loss_weight resize_interpolation scale_weight_norms sd_model_hash
+sd_model_name sd_scripts_commit_hash seed session_id steps tag_frequency text_encoder_lr training_comment
+training_finished_at training_started_at unet_lr v2 validate_every_n_epochs validate_every_n_steps validation_seed
+validation_split zero_terminal_snr resolution batch_size_per_device total_batch_size bucket_info enable_bucket
+min_bucket_reso max_bucket_reso bucket_no_upscale shuffle_caption keep_tokens flip_aug color_aug random_crop
+reg_dataset_dirs vae_name vae_hash new_vae_hash""".split()
+SPECIFICATION = (
+    "architecture date implementation implementation_version prediction_type resolution sai_model_spec title".split()
+)
+
+
+def test_a_file_tells_all_that_kohyas_do(trial: Trial) -> None:
+    config = trial()
+    trained(config)
+    path = config.parent / "checkpoints" / "lora.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert not [name for name in KEYS if f"ss_{name}" not in metadata]
+    assert not [name for name in SPECIFICATION if f"modelspec.{name}" not in metadata]
+    assert metadata["ss_clip_skip"] == metadata["ss_max_token_length"] == metadata["ss_vae_name"] == "None"
+    assert metadata["ss_sd_model_hash"] == "IsADirectory"
+    assert metadata["ss_optimizer"] == "torch.optim.adamw.AdamW(weight_decay=0.01)"
+    assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "2", "conv_alpha": "1.0"}
+    tensors = path.read_bytes()
+    tensors = tensors[8 + int.from_bytes(tensors[:8], "little") :]
+    assert metadata["sshs_model_hash"] == hashlib.sha256(tensors).hexdigest()
+    assert len(metadata["sshs_legacy_hash"]) == 8
 
 
 def test_a_state_of_other_settings_is_not_gone_on_with(trial: Trial) -> None:

@@ -175,6 +175,6 @@ def test_bad_data_is_an_outcome_that_names_the_file(trial: Trial, tmp_path: Path
 
 
 def test_an_optimizer_without_its_package_is_said(trial: Trial) -> None:
-    failed = run(trial(optimizer_type="Prodigy"))[-1]
+    failed = run(trial(optimizer_type="AdamW8bit"))[-1]
     assert isinstance(failed, FailedEvent)
-    assert "prodigyopt" in failed.sentence
+    assert "bitsandbytes" in failed.sentence
