@@ -10,7 +10,7 @@ from scipy.special import comb
 
 from optimizer.history import failed, how_it_ended, informative
 from optimizer.rules import text_of
-from optimizer.space import Space, active, numeric
+from optimizer.space import Space, numeric
 from schema.parameters import Parameters, ParameterValue
 from schema.runs import RunHistory
 
@@ -54,9 +54,9 @@ def dead_region(
     over all runs at random; corrected for the number of regions unless the parameter is known for it.
     """
     runs = informative(history)
-    used = [active(h.run.all_parameters) for h in runs]
+    used = [space.active(h.run.all_parameters) for h in runs]
     fails = [failed(h, space.failed_quality) for h in runs]
-    wanted = active(parameters)
+    wanted = space.active(parameters)
     found = [r for name in space.names for r in _regions(name, wanted[name], used, runs, fails, space)]
     return max(found, key=lambda region: len(region.runs), default=None)
 

@@ -1,8 +1,9 @@
-"""The sampler's next choice, from a *shadow* study in memory that is rebuilt at each draw.
+"""The sampler's next choice.
 
-The shadow holds the campaign's trials and past campaigns' runs, and tells each sampler of refusals and
-failures in the form that this sampler learns from: Optuna's samplers all ignore failed trials, and
-GPSampler also ignores pruned ones, to the point of proposing the same bad setting for ever.
+``model`` asks the surrogate, the same that the gate judges by. Optuna's samplers see a *shadow* study in
+memory that is rebuilt at each draw. It holds the campaign's trials and past campaigns' runs, and tells each
+sampler of refusals and failures in the form that it learns from: they all ignore failed trials, and GPSampler
+also ignores pruned ones, to the point of proposing the same bad setting for ever.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
+from optimizer.acquisition import Acquisition
 from optimizer.history import best_quality, failed, informative
-from optimizer.space import Space, filled
+from optimizer.space import Space
+from optimizer.surrogate import Surrogate
 from schema.errors import ConfigError
 from schema.parameters import Parameters
 from schema.runs import RunHistory
@@ -31,6 +34,8 @@ VIOLATION = 0.5
 """Size of the constraint where it is broken; kept ones have it negative."""
 
 _STARTUP = 6
+_STARTUP_MODEL = 4
+_GOOD = 5
 _SOBOL = 6  # log2 of the points that fill the space at the start
 _REDRAWS = 16
 _ADOPTED = 300
@@ -48,6 +53,7 @@ def _random(seed: int) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
+MODEL = "model"
 _SAMPLERS = {"tpe": _tpe, "gp": _gp, "random": _random}
 
 
@@ -58,10 +64,10 @@ class Proposer:
         """Pick the sampler.
 
         Raises:
-            ConfigError: it is none of ``tpe``, ``gp``, ``random``.
+            ConfigError: it is none of ``model``, ``tpe``, ``gp``, ``random``.
         """
-        if sampler not in _SAMPLERS:
-            raise ConfigError(f"sampler must be one of {', '.join(_SAMPLERS)}, but got {sampler!r}")
+        if sampler not in (MODEL, *_SAMPLERS):
+            raise ConfigError(f"sampler must be one of {', '.join((MODEL, *_SAMPLERS))}, but got {sampler!r}")
         self._space = space
         self._sampler = sampler
         self._seed = seed
@@ -77,29 +83,54 @@ class Proposer:
         self._adopted = [t for t in adopted if t is not None][-_ADOPTED:]
         return len(self._adopted)
 
-    def draw(self, trials: Sequence[FrozenTrial]) -> Parameters:
+    def draw(self, trials: Sequence[FrozenTrial], surrogate: Surrogate | None) -> Parameters:
         """The sampler's next choice that keeps the rules and is no repeat.
 
-        The same trials give the same choice, whoever asks: nothing else is remembered.
+        The same trials and the same surrogate give the same choice, whoever asks.
 
         Args:
             trials: all of the campaign's study.
+            surrogate: what is known; the sampler ``model`` begins without it, the others never look.
 
         Raises:
             ConfigError: the rules leave nothing of the search space.
         """
-        shadow = self._shadow(trials)
         known = {self._space.key(self._space.complete(t.params)) for t in trials if _decided(t)}
-        points = self._startup(len(trials)) if self._few_known(shadow) else []
+        if self._sampler == MODEL:
+            points = self._by_model(trials, surrogate)
+        else:
+            shadow = self._shadow(trials)
+            points = self._startup(len(trials)) if self._few_known(shadow) else []
         for setting in map(self._space.at, points):
             if self._usable(setting, known):
                 return setting
+        drawn = {} if self._sampler == MODEL else self._by_optuna(shadow, known)
+        return drawn or self._any_usable(len(trials), known)
+
+    def _by_optuna(self, shadow: optuna.Study, known: set[str]) -> Parameters:
+        """What the sampler proposes to its shadow; nothing if that is always a repeat or breaks a rule."""
         for _ in range(_REDRAWS):
             asked = shadow.ask(self._space.distributions)
             if self._usable(asked.params, known):
                 return dict(asked.params)
             self._dismiss(shadow, asked)
-        return self._any_usable(len(trials), known) or dict(asked.params)
+        return {}
+
+    def _by_model(self, trials: Sequence[FrozenTrial], surrogate: Surrogate | None) -> Sequence[NDArray[np.float64]]:
+        """Points of the unit cube, the most promising first."""
+        number = len(trials)
+        if surrogate is None or surrogate.weight < _STARTUP_MODEL or surrogate.quality is None:
+            points = self._startup(number)
+            return points if number else [self._unit(self._space.likely()), *points]
+        # What runs, and what was refused, is taken as if it had come out as expected: no twins beside it.
+        open_now = [t.params for t in trials if _open(t) and self._inside(t.params)]
+        running = np.array([self._space.encode(self._space.fixed | p) for p in open_now])
+        rng = np.random.default_rng([self._seed, number])
+        good = [i for i in np.argsort(-surrogate.worth)[:_GOOD] if np.isfinite(surrogate.worth[i])]
+        return list(Acquisition(surrogate, running, surrogate.best).ranked(surrogate.units[good], rng))
+
+    def _unit(self, searched: Parameters) -> NDArray[np.float64]:
+        return np.array([self._space.unit(name, searched[name]) for name in self._space.names])
 
     def _dismiss(self, shadow: optuna.Study, asked: optuna.Trial) -> None:
         """Make the sampler look elsewhere."""
@@ -117,8 +148,8 @@ class Proposer:
         sobol = qmc.Sobol(len(self._space.names), rng=np.random.default_rng(self._seed))
         return list(sobol.random_base2(_SOBOL)[number % 2**_SOBOL :][:_REDRAWS])
 
-    def _any_usable(self, number: int, known: set[str]) -> Parameters | None:
-        """A random setting that keeps the rules, best a new one; None where only repeats are left.
+    def _any_usable(self, number: int, known: set[str]) -> Parameters:
+        """A random setting that keeps the rules, a new one if there is one.
 
         Raises:
             ConfigError: the rules leave nothing of the search space.
@@ -128,7 +159,7 @@ class Proposer:
         if not allowed:
             rules = ", ".join(f"'{rule}'" for rule in self._space.rules)
             raise ConfigError(f"the rules {rules} leave nothing of the search space: loosen them or widen the space")
-        return next((s for s in allowed if self._usable(s, known)), None)
+        return next((s for s in allowed if self._usable(s, known)), allowed[0])
 
     def _usable(self, searched: Parameters, known: set[str]) -> bool:
         full = self._space.complete(searched)
@@ -154,7 +185,7 @@ class Proposer:
 
     def _adopt(self, run: RunHistory) -> FrozenTrial | None:
         # Optuna models jointly only what every past trial has, in the same distributions: re-declare it.
-        settled = self._space.searched(filled(run.run.all_parameters))
+        settled = self._space.searched(self._space.filled(run.run.all_parameters))
         if len(settled) < len(self._space.names) or self._space.problems(settled):
             return None
         good = not failed(run, 0.0)
@@ -166,6 +197,12 @@ class Proposer:
 def _tells(trial: FrozenTrial) -> bool:
     """True for trials the sampler learns from; a refused repeat would only be counted twice."""
     return trial.state is not TrialState.FAIL and trial.user_attrs.get("gate") != "known_result"
+
+
+def _open(trial: FrozenTrial) -> bool:
+    """True for what runs, and for what the gate refused as bad."""
+    refused = trial.state is TrialState.PRUNED and trial.user_attrs.get("gate") not in (None, "known_result")
+    return trial.state is TrialState.RUNNING or refused
 
 
 def _decided(trial: FrozenTrial) -> bool:

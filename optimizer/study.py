@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optimizer.proposer import CONSTRAINT, VIOLATION, Proposer
 from optimizer.space import Space
+from optimizer.surrogate import Surrogate
 from schema.errors import ConfigError, NotFoundError, TrialError
 from schema.findings import GateVerdict
 from schema.parameters import Parameters, ParameterValue
@@ -59,7 +60,7 @@ class CampaignStudy:
             name: the campaign's.
             storage_url: SQLAlchemy URL of Optuna's tables.
             space: what is searched.
-            sampler: ``tpe``, ``gp`` or ``random``.
+            sampler: ``model``, ``tpe``, ``gp`` or ``random``.
             seed: of the search.
 
         Raises:
@@ -83,7 +84,7 @@ class CampaignStudy:
         self.storage.remove_session()
         self.storage.engine.dispose()
 
-    def ask(self, suggested: Parameters | None = None) -> Proposal:
+    def ask(self, suggested: Parameters | None = None, surrogate: Surrogate | None = None) -> Proposal:
         """Open the next trial.
 
         The same past gives the same proposal, whoever asks. Draws that break a hard rule or repeat an
@@ -91,6 +92,7 @@ class CampaignStudy:
 
         Args:
             suggested: searched parameters to run; those left out are chosen by the sampler.
+            surrogate: what is known so far; the sampler ``model`` proposes by it.
 
         Raises:
             ConfigError: the suggestion lies outside the search space, or the rules leave nothing of it.
@@ -99,7 +101,7 @@ class CampaignStudy:
         if problems:
             raise ConfigError(f"a suggested setting cannot run: {'; '.join(problems)}; change it or the search space")
         complete = suggested is not None and set(suggested) == set(self._space.names)
-        drawn = {} if complete else self._proposer.draw(self._trials())
+        drawn = {} if complete else self._proposer.draw(self._trials(), surrogate)
         self.study.enqueue_trial({**drawn, **(suggested or {})})
         # One write above holds all values, so a kill from here on leaves nothing half chosen.
         trial = self.study.ask(self._space.distributions)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import qmc, t
 
 from optimizer.gaussian import GaussianProcess
-from optimizer.history import best_quality, failed, informative
+from optimizer.history import best_quality, failed, how_it_ended, informative
 from optimizer.space import Space
 from schema.findings import Prediction
 from schema.parameters import ParameterValue
@@ -28,6 +28,8 @@ _LEAST = 3
 _ELSEWHERE = 0.25  # weight of a run on another base model or data set
 _MOST = 300
 _NEAREST = 3
+_STEPS = 4
+_FEW = 60
 _FOLDS = 10
 
 
@@ -44,6 +46,11 @@ class Surrogate:
     spread: float
     base_rate: float
     seen: tuple[float, ...]
+    best: float | None  # quality of our own best run
+    units: Array  # (n, number of searched parameters), where the runs lie in the unit cube
+    worth: Array  # (n,), qualities on our level, -inf where a run failed
+    weight: float  # runs that all this is worth
+    ends: tuple[str, ...]  # how each run failed, empty where it did not
 
     @classmethod
     def fit(
@@ -69,14 +76,28 @@ class Surrogate:
         base_rate = float((_PRIOR_RUNS * PRIOR_P_FAIL + weight @ fails) / (_PRIOR_RUNS + weight.sum()))
         qualities = np.array([_or_nan(best_quality(h)) for h in runs])
         measured = ~np.isnan(qualities)
-        levelled = _levelled(
-            qualities[measured], own[measured], [_where(h) for h, m in zip(runs, measured, strict=True) if m]
-        )
+        places = [_where(h) for h, m in zip(runs, measured, strict=True) if m]
+        levelled = _levelled(qualities[measured], own[measured], places)
+        worth = np.full(len(runs), -math.inf)
+        worth[measured] = np.where(fails[measured] > 0, -math.inf, levelled)
         process = _fit(x[measured], levelled, weight[measured], None)
         risk = _fit(x, fails, weight, base_rate) if 0 < fails.sum() < len(fails) else None
-        spread = _calibrated(x[measured], levelled, weight[measured]) if process is not None else math.inf
-        names = tuple(h.run.run_name for h in runs)
-        return cls(space, len(runs), names, x, process, risk, spread, base_rate, tuple(levelled))
+        return cls(
+            space=space,
+            n=len(runs),
+            names=tuple(h.run.run_name for h in runs),
+            x=x,
+            quality=process,
+            failure=risk,
+            spread=_calibrated(process, x[measured], levelled, weight[measured]) if process is not None else math.inf,
+            base_rate=base_rate,
+            seen=tuple(levelled),
+            best=max(levelled[own[measured]], default=None),
+            units=np.array([[space.unit(n, h.run.all_parameters.get(n)) for n in space.names] for h in runs]),
+            worth=worth,
+            weight=float(weight.sum()),
+            ends=tuple(_kind(h) if bad else "" for h, bad in zip(runs, fails, strict=True)),
+        )
 
     def predict(self, parameters: Mapping[str, ParameterValue]) -> Prediction:
         """What a full set of parameters will bring; with fewer than 3 measured runs anything may happen."""
@@ -87,14 +108,17 @@ class Surrogate:
         else:
             mean, sd = (float(v[0]) for v in self.quality.predict(point))
             expected, low, high = (_clip(mean + k * sd) for k in (0.0, -self.spread, self.spread))
+        p_fail = float(self.risks(point)[0])
         return Prediction(
             quality=expected,
             low=low,
             high=high,
             confidence=_CONFIDENCE,
-            p_fail=float(self.risks(point)[0]),
+            p_fail=p_fail,
             n=self.n,
             nearest=self._nearest(point),
+            failures=self._failures(point, p_fail),
+            moves=self._moves(parameters),
         )
 
     def moments(self, x: Array) -> tuple[Array, Array]:
@@ -120,7 +144,7 @@ class Surrogate:
             return {}
         d = len(self.space.names)
         units = qmc.Sobol(2 * d, rng=np.random.default_rng(0)).random_base2(8)  # (256, 2 d)
-        first, other = (np.array([self.space.encode(self._at(u)) for u in part]) for part in np.split(units, 2, axis=1))
+        first, other = (self.space.encode_units(part) for part in np.split(units, 2, axis=1))
         surface = self.quality.predict(first)[0]
         columns = np.array(self.space.columns)
         raw = {}
@@ -130,15 +154,39 @@ class Surrogate:
         total = sum(raw.values())
         return {name: value / total if total > 0 else 0.0 for name, value in raw.items()}
 
-    def _at(self, unit: Array) -> dict[str, ParameterValue]:
-        return {**self.space.fixed, **self.space.at(unit)}
-
     def _nearest(self, point: Array) -> tuple[str, ...]:
         if not self.n:
             return ()
         scales = self.quality.scales if self.quality is not None else np.ones(self.x.shape[1])
         distance = (((self.x - point) / scales) ** 2).sum(axis=1)
         return tuple(self.names[i] for i in np.argsort(distance, kind="stable")[:_NEAREST])
+
+    def _failures(self, point: Array, p_fail: float) -> dict[str, float]:
+        """The risk of failure shared out over the kinds seen, near ones counting more."""
+        if self.failure is None:
+            return {}
+        near = np.exp(-0.5 * self.failure.distances(point)[0])
+        shares = {kind: float(near[np.array(self.ends) == kind].sum()) for kind in sorted(set(self.ends) - {""})}
+        total = sum(shares.values())
+        return {kind: p_fail * share / total for kind, share in shares.items()} if total > 0 else {}
+
+    def _moves(self, parameters: Mapping[str, ParameterValue]) -> dict[str, float]:
+        """Quality points that each searched parameter's value gains against its mean over the parameter's span."""
+        if self.quality is None:
+            return {}
+        here = np.array([self.space.unit(name, parameters.get(name)) for name in self.space.names])
+        d = len(here)
+        units = np.tile(here, (1 + d * _STEPS, 1))
+        for i in range(d):
+            units[1 + i * _STEPS : 1 + (i + 1) * _STEPS, i] = (np.arange(_STEPS) + 0.5) / _STEPS
+        surface = self.quality.expectation(self.space.encode_units(units))
+        gains = surface[0] - surface[1:].reshape(d, _STEPS).mean(axis=1)
+        return {name: float(gain) for name, gain in zip(self.space.names, gains, strict=True)}
+
+
+def _kind(run: RunHistory) -> str:
+    """How a run failed, without figures."""
+    return "low quality" if how_it_ended(run).startswith("quality") else how_it_ended(run)
 
 
 def _or_nan(value: float | None) -> float:
@@ -170,20 +218,16 @@ def _fit(x: Array, y: Array, weight: Array, mean: float | None) -> GaussianProce
     return GaussianProcess.fit(x, y, weight, mean) if len(y) >= _LEAST else None
 
 
-def _calibrated(x: Array, y: Array, weight: Array) -> float:
+def _calibrated(process: GaussianProcess, x: Array, y: Array, weight: Array) -> float:
     """Half width of the interval in predicted standard deviations.
 
-    The conformal quantile of the errors, in predicted deviations, of models that were refitted without the
-    run (ten folds: CV+, Barber et al. 2021), over our own runs if there are some. Where too few runs are
-    there for the quantile to exist, at least what Student's distribution asks for.
+    The conformal quantile of the errors, in predicted deviations, where each run was left out of the model
+    (jackknife+ and CV+, Barber et al. 2021), over our own runs if there are some. Of few runs the length
+    scales are fitted again without each fold, of many they stay as they are. Where too few runs are there
+    for the quantile to exist, at least what Student's distribution asks for.
     """
-    folds = np.arange(len(y)) % min(len(y), _FOLDS)
-    scores = np.empty(len(y))
-    for fold in np.unique(folds):
-        out = folds == fold
-        process = GaussianProcess.fit(x[~out], y[~out], weight[~out], quick=True)
-        mean, sd = process.predict(x[out])
-        scores[out] = np.abs(y[out] - mean) / sd
+    mean, sd = process.left_out() if len(y) > _FEW else _refitted(process, x, y, weight)
+    scores = np.abs(y - mean) / sd
     own = weight == weight.max()
     ranked = np.sort(scores[own] if own.sum() >= _LEAST else scores)
     rank = math.ceil((len(ranked) + 1) * _CONFIDENCE)
@@ -191,3 +235,14 @@ def _calibrated(x: Array, y: Array, weight: Array) -> float:
         return float(ranked[rank - 1])
     student = float(t.ppf(0.5 + _CONFIDENCE / 2, len(ranked) - 1)) * math.sqrt(1 + 1 / len(ranked))
     return max(float(ranked[-1]), student)
+
+
+def _refitted(process: GaussianProcess, x: Array, y: Array, weight: Array) -> tuple[Array, Array]:
+    """Mean and deviation of each run by a model fitted without its fold: each (n,)."""
+    folds = np.arange(len(y)) % min(len(y), _FOLDS)
+    mean, sd = np.empty(len(y)), np.empty(len(y))
+    for fold in np.unique(folds):
+        out = folds == fold
+        without = GaussianProcess.fit(x[~out], y[~out], weight[~out], near=process)
+        mean[out], sd[out] = without.predict(x[out])
+    return mean, sd

@@ -75,7 +75,11 @@ class Campaign(Frozen):
     dataset: str = Field(description="folder with pictures and caption files")
     prompts: str = Field("prompts.toml", description="prompt suite")
     seed: int = Field(0, ge=0, description="of the search; training has its own `seed` parameter")
-    sampler: str = Field("tpe", pattern="^(tpe|gp|random)$", description="Optuna sampler")
+    sampler: str = Field(
+        "model",
+        pattern="^(model|tpe|gp|random)$",
+        description="model: our surrogate's expected improvement; the others are Optuna's",
+    )
     trainer: Literal["pixelloop", "sd-scripts"] = Field("pixelloop", description="our own, or the user's sd-scripts")
     sd_scripts: str | None = Field(None, description="folder of the sd-scripts checkout")
     sd_scripts_python: str | None = Field(None, description="python of its environment; its venv's if left out")

@@ -32,6 +32,10 @@ class Prediction(Frozen):
     p_fail: float = Field(ge=0, le=1, description="probability that the run fails")
     n: int = Field(ge=0, description="runs the prediction was made from")
     nearest: tuple[str, ...] = Field((), description="names of the most similar past runs")
+    failures: dict[str, float] = Field({}, description="p_fail shared out over the kinds of failure seen")
+    moves: dict[str, float] = Field(
+        {}, description="by searched parameter, points its value gains against the mean over its span"
+    )
 
 
 class Decision(StrEnum):
