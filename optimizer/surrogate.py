@@ -119,6 +119,7 @@ class Surrogate:
             confidence=_CONFIDENCE,
             p_fail=p_fail,
             n=self.n,
+            worth=self.weight,
             nearest=self._nearest(point),
             failures=self._failures(point, p_fail),
             moves=self._moves(parameters),
