@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
+from scipy.stats import norm
 
 from optimizer.history import best_quality, best_run
 from optimizer.objective import TOLERANCE, Curve, curve_state
 from schema.campaign import StoppingSettings
+from schema.findings import Prediction
 from schema.runs import Outcome, RunHistory
 
 Array = NDArray[np.float64]
@@ -64,15 +66,26 @@ class Outlook:
         known = self._known(epoch)
         return np.asarray(known[:, -1] - known[:, epoch - 1])
 
-    def forecast(self, curve: Curve) -> Forecast | None:
-        """What the run will come to; None where no finished run tells."""
+    def forecast(self, curve: Curve, expected: Prediction | None = None) -> Forecast | None:
+        """What the run will come to; None where no finished run tells.
+
+        Args:
+            curve: its epochs so far.
+            expected: what its parameters promised before the run; counts by its certainty.
+        """
         if not curve or not len(gains := self.gains(self._epoch(curve))):
             return None
         best = max(q for _, q in curve)
         weight = self._likeness(curve)
         mean = float(weight @ gains / weight.sum())
-        sd = math.sqrt(float(weight @ (gains - mean) ** 2 / weight.sum()) + TOLERANCE**2)
-        return Forecast(min(best + mean, 100.0), sd, len(gains))
+        variance = float(weight @ (gains - mean) ** 2 / weight.sum()) + TOLERANCE**2
+        reached = best + mean
+        if expected is not None and expected.high > expected.low:
+            prior = ((expected.high - expected.low) / (2 * norm.ppf(0.5 + expected.confidence / 2))) ** 2
+            told = max(expected.quality, best)  # it has that already
+            reached = (reached * prior + told * variance) / (prior + variance)
+            variance = prior * variance / (prior + variance)
+        return Forecast(min(reached, 100.0), math.sqrt(variance), len(gains))
 
     def chance(self, curve: Curve, target: float) -> float:
         """Probability that the run's best epoch will beat `target`."""
