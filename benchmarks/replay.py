@@ -95,9 +95,20 @@ class Replay:
         broke = int(self._answers.breaks(x)[0])
         return Replayed(curve if broke < 0 else curve[: max(broke, 1)], broke >= 0, len(curve))
 
+    def measured(self, row: int) -> Replayed:
+        """A run of the table as it was."""
+        losses, failed = self.table.curves[row], bool(self.table.failed[row])
+        known = losses[~np.isnan(losses)]
+        curve = self.quality(known) if len(known) else np.zeros(1)
+        return Replayed(curve, failed, len(losses))
+
     def quality(self, losses: Array) -> Array:
         """Losses as qualities."""
         return np.clip(_BEST - (_BEST - _MEDIAN) * (losses - self.best) / (self.median - self.best), 0.0, 100.0)
+
+    def loss(self, quality: float) -> float:
+        """The loss that a quality stands for."""
+        return self.best + (_BEST - quality) * (self.median - self.best) / (_BEST - _MEDIAN)
 
 
 def regret(quality: float | None) -> float:

@@ -102,7 +102,8 @@ def space_of(distributions: Mapping[str, BaseDistribution]) -> Space:
 
 def _value(spec: Mapping[str, Any], text: str) -> ParameterValue:
     if "choices" in spec:
-        return next(c for c in spec["choices"] if str(c) == text or _same_number(c, text))
+        found: ParameterValue = next(c for c in spec["choices"] if str(c) == text or _same_number(c, text))
+        return found if spec.get("ordered") else str(found)
     return round(float(text)) if spec.get("integer") else float(text)
 
 

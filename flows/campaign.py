@@ -16,7 +16,8 @@ from flows.analysis import analysis
 from flows.epoch import draw, measure_epoch
 from flows.trial import trial
 from flows.wiring import Context, open_campaign, session
-from optimizer.budget import spent
+from optimizer.acquisition import expected_gain
+from optimizer.budget import hours_left, spent
 from optimizer.study import Proposal
 from schema.campaign import Budget, campaign_json, load_campaign
 from schema.errors import NotFoundError
@@ -94,7 +95,8 @@ def propose(context: Context) -> int:
     skips = 0
     suggestions = context.study.untried(context.file.start)
     while True:
-        proposal = context.study.ask(suggestions.pop(0) if suggestions else None)
+        surrogate = context.surrogate(context.store.history())
+        proposal = context.study.ask(suggestions.pop(0) if suggestions else None, surrogate)
         verdict, prediction = _judge(context, proposal, skips)
         if verdict.decision is Decision.RUN:
             _accept(context, proposal, verdict, prediction)
@@ -150,7 +152,10 @@ def _finished(context: Context) -> list[RunHistory]:
 def _spent(context: Context, budget: Budget) -> str | None:
     finished = _finished(context)
     best = max((h.run.quality for h in finished if h.run.quality is not None), default=None)
-    return spent(budget, len(finished), _hours(finished), best)
+    gain = None
+    if budget.least_gain is not None:
+        gain = expected_gain(context.surrogate(context.store.history()), context.file.campaign.seed)
+    return spent(budget, len(finished), _hours(finished), best, gain)
 
 
 def _hours(finished: list[RunHistory]) -> float:
@@ -161,9 +166,8 @@ def _hours(finished: list[RunHistory]) -> float:
 def _time_left(context: Context, budget: Budget) -> float | None:
     """Seconds, from the mean of the runs so far; None before the first is done."""
     finished = _finished(context)
-    if not finished:
-        return None
-    return _hours(finished) * 3600 / len(finished) * max(budget.trials - len(finished), 1)
+    left = hours_left(budget, len(finished), _hours(finished))
+    return None if left is None else left * 3600
 
 
 def _save(context: Context, status: str, end_reason: str | None = None, **more: object) -> None:

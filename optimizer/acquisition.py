@@ -7,8 +7,11 @@ best runs, which are moved on in shrinking steps.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from scipy.stats import norm, qmc
 
 from optimizer.surrogate import Surrogate
@@ -23,6 +26,8 @@ _ROUNDS = (0.1, 0.05, 0.02)
 _KEPT = 10
 _JUMP = 0.3  # share of moved values that are drawn anew: a small step never leaves a category
 _FAR = -5.0
+_STRETCHES = (0.5, 2.0)
+"""The length scales are uncertain while runs are few: shorter and longer ones have their say too."""
 
 
 def log_improvement(mean: Array, sd: Array, best: float) -> Array:
@@ -48,19 +53,20 @@ class Acquisition:
             best: quality to improve upon; None before anything was measured here, then the expectation counts.
         """
         self._surrogate = surrogate
-        self._process = None if surrogate.quality is None else surrogate.quality.believing(running)
+        process = surrogate.quality
+        self._processes = [] if process is None else [process.stretched(f).believing(running) for f in (1, *_STRETCHES)]
         self._best = best
 
     def score(self, units: Array) -> Array:
         """Logarithm of the worth of points (m, number of searched parameters): shape (m,), comparable only."""
         x = self._surrogate.space.encode_units(units)
         safe = np.log1p(-self._surrogate.risks(x))
-        if self._process is None:
+        if not self._processes:
             return np.asarray(safe)
-        mean, sd = self._process.certainty(x)
         if self._best is None:
-            return np.asarray(mean * np.exp(safe))
-        return np.asarray(log_improvement(mean, sd, self._best) + safe)
+            return np.asarray(self._processes[0].expectation(x) * np.exp(safe))
+        gains = [log_improvement(*process.certainty(x), self._best) for process in self._processes]
+        return np.asarray(logsumexp(gains, axis=0) - math.log(len(gains)) + safe)
 
     def ranked(self, good: Array, rng: np.random.Generator) -> Array:
         """Points of the unit cube, the most worth first.
@@ -79,6 +85,19 @@ class Acquisition:
             new = _moved(np.repeat(units[kept], _KEPT + 2, axis=0), width, rng)
             units, scores = np.vstack([units[kept], new]), np.concatenate([scores[kept], self.score(new)])
         return np.asarray(units[np.argsort(-scores, kind="stable")])
+
+
+def expected_gain(surrogate: Surrogate, seed: int) -> float | None:
+    """Quality points that the most promising setting is expected to gain upon our best run; None before there is one.
+
+    The surface has an uncertainty of its own, so that this falls slowly and ends no search too soon.
+    """
+    if surrogate.best is None or surrogate.quality is None:
+        return None
+    acquisition = Acquisition(surrogate, np.empty((0, surrogate.x.shape[1])), surrogate.best)
+    good = surrogate.units[np.argsort(-surrogate.worth)[:_BEST]]
+    ranked = acquisition.ranked(good, np.random.default_rng(seed))
+    return float(np.exp(acquisition.score(ranked[:1])[0]))
 
 
 def _moved(units: Array, width: float, rng: np.random.Generator) -> Array:

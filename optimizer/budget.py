@@ -5,7 +5,9 @@ from __future__ import annotations
 from schema.campaign import Budget
 
 
-def spent(budget: Budget, trials_done: int, hours: float, best_quality: float | None) -> str | None:
+def spent(
+    budget: Budget, trials_done: int, hours: float, best_quality: float | None, expected_gain: float | None = None
+) -> str | None:
     """Why the campaign ends now, as a sentence, or None to go on.
 
     Args:
@@ -13,6 +15,7 @@ def spent(budget: Budget, trials_done: int, hours: float, best_quality: float | 
         trials_done: trials that really ran to an end; refused proposals do not count.
         hours: hours the trials took.
         best_quality: best quality so far (0-100), None if nothing was measured.
+        expected_gain: quality points that the next trial is expected to gain, None where nobody knows.
     """
     if budget.target_quality is not None and best_quality is not None and best_quality >= budget.target_quality:
         return f"quality {best_quality:.1f} reached the target of {budget.target_quality:g}"
@@ -20,7 +23,25 @@ def spent(budget: Budget, trials_done: int, hours: float, best_quality: float | 
         return f"all {budget.trials} trials are done"
     if budget.hours is not None and hours >= budget.hours:
         return f"{hours:.1f} of {budget.hours:g} hours are used"
+    if budget.money is not None and budget.price_per_hour is not None and hours * budget.price_per_hour >= budget.money:
+        price = f"{hours:.1f} hours at {budget.price_per_hour:g}"
+        return f"{hours * budget.price_per_hour:.2f} of {budget.money:g} are paid ({price})"
+    if _converged(budget, trials_done, expected_gain):
+        return f"another trial is expected to gain {expected_gain:.2f} points, less than {budget.least_gain:g}"
     return None
+
+
+def _converged(budget: Budget, trials_done: int, expected_gain: float | None) -> bool:
+    known = budget.least_gain is not None and expected_gain is not None
+    return known and trials_done >= budget.least_trials and (expected_gain or 0.0) < (budget.least_gain or 0.0)
+
+
+def hours_allowed(budget: Budget) -> float | None:
+    """Hours until time or money are used up, None where neither is limited."""
+    limits = [] if budget.hours is None else [budget.hours]
+    if budget.money is not None and budget.price_per_hour is not None:
+        limits.append(budget.money / budget.price_per_hour)
+    return min(limits, default=None)
 
 
 def hours_left(budget: Budget, trials_done: int, hours: float) -> float | None:
@@ -28,4 +49,5 @@ def hours_left(budget: Budget, trials_done: int, hours: float) -> float | None:
     if trials_done == 0:
         return None
     by_trials = hours / trials_done * max(budget.trials - trials_done, 0)
-    return by_trials if budget.hours is None else min(by_trials, max(budget.hours - hours, 0.0))
+    allowed = hours_allowed(budget)
+    return by_trials if allowed is None else min(by_trials, max(allowed - hours, 0.0))

@@ -73,7 +73,7 @@ class Gate:
         if region is not None:
             names = tuple(run.run.run_name for run in region.runs)
             return _verdict(Decision.SKIP, "known_failure", region.reason(), prediction, names)
-        if prediction.p_fail > self._settings.max_p_fail and len(informative(history)) >= self._settings.min_runs:
+        if prediction.p_fail > self._settings.max_p_fail and _worth(prediction, history) >= self._settings.min_runs:
             return _verdict(
                 Decision.SKIP, "predicted_failure", _expects(prediction, history), prediction, prediction.nearest
             )
@@ -90,12 +90,17 @@ class Gate:
         return random.Random(f"{self._seed}/{number}").random() < self._settings.audit_share
 
     def _welcome(self, prediction: Prediction, history: Sequence[RunHistory]) -> str:
-        runs = len(informative(history))
+        runs = _worth(prediction, history)
         if not self._settings.enabled:
             return "the gate is switched off"
         if runs < self._settings.min_runs:
-            return f"only {runs} of the {self._settings.min_runs} runs are done that a prediction of failure needs"
+            return f"only {runs:g} of the {self._settings.min_runs} runs are done that a prediction of failure needs"
         return f"{prediction.p_fail:.0%} risk of failure, from {prediction.n} runs"
+
+
+def _worth(prediction: Prediction, history: Sequence[RunHistory]) -> float:
+    """Runs that a prediction of failure rests on; those on other models or data count less."""
+    return len(informative(history)) if prediction.worth is None else prediction.worth
 
 
 def least_bad(candidates: Sequence[tuple[Parameters, Prediction]]) -> Parameters:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +74,11 @@ class GaussianProcess:
         target = np.concatenate([self.target, (self.predict(x)[0] - self.mean) / self.unit])
         weight = np.concatenate([self.weight, np.ones(len(x))])
         return _conditioned(np.vstack([self.x, x]), target, weight, self._theta, self.mean, self.unit)
+
+    def stretched(self, factor: float) -> GaussianProcess:
+        """The process with its length scales multiplied."""
+        theta = np.log([self.amplitude, self.noise, *(self.scales * factor)])
+        return _conditioned(self.x, self.target, self.weight, theta, self.mean, self.unit)
 
     @property
     def _theta(self) -> Array:
@@ -165,10 +169,10 @@ def _maximise(x: Array, target: Array, weight: Array, near: Array | None) -> Arr
     bounds = [(-4.0, 4.0), (-9.0, 1.0)] + [(-3.0, 5.0)] * d
     # Two starts while they are cheap: little noise and much; the likelihood has both kinds of maxima.
     starts = [np.array([0.0, noise, *[_START] * d]) for noise in (-2.0, -5.0)][: 2 if len(x) <= _CHEAP else 1]
-    steps: Any = {"maxiter": _STEPS}
-    if near is not None:
-        starts, steps = [near], {"maxiter": _FEW}
-    results = [minimize(loss, s, jac=True, bounds=bounds, method="L-BFGS-B", options=steps) for s in starts]
+    starts, steps = (starts, _STEPS) if near is None else ([near], _FEW)
+    results = [
+        minimize(loss, s, jac=True, bounds=bounds, method="L-BFGS-B", options={"maxiter": steps}) for s in starts
+    ]
     return np.asarray(min(results, key=lambda result: float(result.fun)).x)
 
 

@@ -19,6 +19,7 @@ from schema.taxonomy import Kind
 _NEUTRAL = 0.5
 """Where a parameter that has no effect is put on its axis: it must look the same whatever it is set to."""
 
+_DEFAULTS: Parameters = {name: spec.default for name, spec in PARAMETERS.items() if not spec.derived}
 _ZERO_IS_OFF = ("network_dropout", "noise_offset")
 
 
@@ -129,7 +130,8 @@ class Space:
 
         Settings with equal results are the same training, so that duplicates are recognised.
         """
-        return self.active(parameters) | self.words.implied(self.filled(parameters))
+        full = self.words.filled(parameters)
+        return full | dict.fromkeys(self.words.idle(full)) | self.words.implied(full)
 
     def filled(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
         """All settable parameters of a past run; defaults where it did not keep them."""
@@ -196,9 +198,11 @@ class Space:
 
 def filled(parameters: Mapping[str, ParameterValue]) -> Parameters:
     """All settable parameters of a past run; kohya's defaults where it did not keep them."""
-    full = {n: parameters.get(n, spec.default) for n, spec in PARAMETERS.items() if not spec.derived}
-    off: Parameters = {name: full[name] or 0.0 for name in _ZERO_IS_OFF}  # not set is the same
-    return full | off
+    full = _DEFAULTS.copy()
+    full.update((name, value) for name, value in parameters.items() if name in _DEFAULTS)
+    for name in _ZERO_IS_OFF:
+        full[name] = full[name] or 0.0  # not set is the same
+    return full
 
 
 def active(parameters: Mapping[str, ParameterValue]) -> Parameters:
@@ -326,8 +330,15 @@ def _encode_many(d: BaseDistribution, units: NDArray[np.float64]) -> NDArray[np.
         table = np.array([_encode(d, choice) for choice in d.choices])
         return np.asarray(table[np.minimum((units * len(table)).astype(int), len(table) - 1)])
     if isinstance(d, IntDistribution):
-        return np.array([_encode(d, _at(d, float(u))) for u in units])
+        first, last = d.low - 0.5, d.high + 0.5
+        spread = first * (last / first) ** units if d.log else first + units * (last - first)
+        whole = np.clip(np.rint(spread), d.low, d.high)
+        return (_logs(whole, d) if d.log else (whole - d.low) / max(d.high - d.low, 1))[:, None]
     return units[:, None]
+
+
+def _logs(whole: NDArray[np.float64], d: IntDistribution) -> NDArray[np.float64]:
+    return np.asarray(np.log(whole / d.low) / max(math.log(d.high / d.low), 1e-12))
 
 
 def _idle_code(d: BaseDistribution) -> float:

@@ -4,17 +4,122 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
 from scipy.stats import norm
 
 from optimizer.history import best_quality, best_run
-from optimizer.objective import TOLERANCE, Curve
+from optimizer.objective import TOLERANCE, Curve, curve_state
 from schema.campaign import StoppingSettings
+from schema.findings import Prediction
 from schema.runs import Outcome, RunHistory
+
+Array = NDArray[np.float64]
 
 _LEAST_SCALE = 5.0
 """Quality points: even where past runs gained nothing late, the next one may."""
+
+_ALIKE = 10.0
+"""Quality points apart at which a finished run's gain tells this run little; 61 % of a like one's."""
+
+_PRIOR_RUNS = 1.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run's curve so far leads to.
+
+    Attributes:
+        quality: expected quality of its best epoch, 0-100.
+        sd: standard deviation of that.
+        runs: finished runs it was judged by.
+    """
+
+    quality: float
+    sd: float
+    runs: int
+
+
+class Outlook:
+    """Curves of finished runs, laid ready to judge one that still runs."""
+
+    def __init__(self, history: Sequence[RunHistory], total_epochs: int) -> None:
+        """Lay the fully trained runs' curves ready.
+
+        Args:
+            history: runs on the same base model and data set; those that were stopped themselves are left
+                out, for what they would have gained is unknown.
+            total_epochs: epochs planned for the run to judge.
+        """
+        self.total = total_epochs
+        finished = [h for h in history if h.run.outcome is Outcome.OK and h.curve]
+        self._best = np.array([_resampled(h, total_epochs) for h in finished]).reshape(len(finished), total_epochs)
+        champion = best_run(history)
+        self.target = None if champion is None else best_quality(champion)
+        self.champion = "" if champion is None else champion.run.run_name
+
+    def gains(self, epoch: int) -> Array:
+        """Points (>= 0) that each finished run gained after the same share of its epochs: shape (m,)."""
+        known = self._known(epoch)
+        return np.asarray(known[:, -1] - known[:, epoch - 1])
+
+    def forecast(self, curve: Curve, expected: Prediction | None = None) -> Forecast | None:
+        """What the run will come to; None where no finished run tells.
+
+        Args:
+            curve: its epochs so far.
+            expected: what its parameters promised before the run; counts by its certainty.
+        """
+        if not curve or not len(gains := self.gains(self._epoch(curve))):
+            return None
+        best = max(q for _, q in curve)
+        weight = self._likeness(curve)
+        mean = float(weight @ gains / weight.sum())
+        variance = float(weight @ (gains - mean) ** 2 / weight.sum()) + TOLERANCE**2
+        reached = best + mean
+        if expected is not None and expected.high > expected.low:
+            prior = ((expected.high - expected.low) / (2 * norm.ppf(0.5 + expected.confidence / 2))) ** 2
+            told = max(expected.quality, best)  # it has that already
+            reached = (reached * prior + told * variance) / (prior + variance)
+            variance = prior * variance / (prior + variance)
+        return Forecast(min(reached, 100.0), math.sqrt(variance), len(gains))
+
+    def chance(self, curve: Curve, target: float) -> float:
+        """Probability that the run's best epoch will beat `target`."""
+        gains = self.gains(self._epoch(curve))
+        return chance_of_gain(gains, target - max(q for _, q in curve), self._likeness(curve))
+
+    def stop(self, curve: Curve, settings: StoppingSettings) -> str | None:
+        """Why the run should end now, as a sentence, or None to go on."""
+        if not settings.enabled or not curve or self.target is None:
+            return None
+        epoch = curve[-1][0]
+        gains = self.gains(self._epoch(curve))
+        if epoch < max(settings.min_epochs, settings.min_share * self.total) or epoch >= self.total:
+            return None
+        if len(gains) < settings.min_runs or (chance := self.chance(curve, self.target)) >= settings.min_chance:
+            return None
+        needed = self.target - max(q for _, q in curve)
+        return (
+            f"the chance of beating {self.champion} ({self.target:.1f}) is {chance:.0%}: {needed:.1f} points are "
+            f"missing after epoch {epoch} ({curve_state(curve)}), and from there {len(gains)} finished runs gained "
+            f"{gains.max():.1f} at most"
+        )
+
+    def _epoch(self, curve: Curve) -> int:
+        return min(max(curve[-1][0], 1), self.total)
+
+    def _known(self, epoch: int) -> Array:
+        return np.asarray(self._best[~np.isnan(self._best[:, epoch - 1])])
+
+    def _likeness(self, curve: Curve) -> Array:
+        """How much each finished run's gain tells of this one: it stood as high then."""
+        epoch = self._epoch(curve)
+        apart = self._known(epoch)[:, epoch - 1] - max(q for _, q in curve)
+        return np.maximum(np.exp(-0.5 * (apart / _ALIKE) ** 2), 1e-3)
 
 
 def should_stop(
@@ -28,51 +133,53 @@ def should_stop(
         settings: how sure one must be.
         total_epochs: epochs the trial was planned for.
     """
-    best = best_run(history)
-    if not settings.enabled or not curve or best is None:
-        return None
-    epoch = curve[-1][0]
-    gains = remaining_gains(history, epoch, total_epochs)
-    if epoch < settings.min_epochs or epoch >= total_epochs or len(gains) < settings.min_runs:
-        return None
-    target = best_quality(best) or 0.0
-    needed = target - max(q for _, q in curve)
-    chance = chance_of_gain(gains, needed)
-    if chance >= settings.min_chance:
-        return None
-    return (
-        f"the chance of beating {best.run.run_name} ({target:.1f}) is {chance:.0%}: {needed:.1f} points are missing "
-        f"after epoch {epoch}, and from there {len(gains)} finished runs gained {max(gains):.1f} at most"
-    )
+    return Outlook(history, total_epochs).stop(curve, settings)
 
 
-def remaining_gains(history: Sequence[RunHistory], epoch: int, total_epochs: int) -> list[float]:
-    """Quality points (>= 0) that each fully trained run still gained after the same share of its epochs.
-
-    Runs that were stopped themselves are left out: what they would have gained is unknown.
-    """
-    found = []
-    for run in history:
-        planned = run.run.all_parameters.get("max_train_epochs")
-        total = planned if isinstance(planned, int) else run.run.epochs_done
-        now = epoch * total / total_epochs
-        before = [q for e, q in run.curve if 0 < e <= now]
-        after = [q for e, q in run.curve if e > now]
-        if run.run.outcome is Outcome.OK and before and after:
-            found.append(max(max(after) - max(before), 0.0))
-    return found
-
-
-def chance_of_gain(gains: Sequence[float], needed: float) -> float:
+def chance_of_gain(gains: Sequence[float] | Array, needed: float, weight: Array | None = None) -> float:
     """Probability that a run gains more than `needed` points.
 
     The empirical share, smoothed by a normal kernel (Silverman's rule), together with one made-up
     run from an exponential distribution of the same mean, so that few runs never give certainty.
+
+    Args:
+        gains: of finished runs, shape (m,).
+        needed: points that are missing.
+        weight: how much each of them tells, in (0, 1]; all alike if left out.
     """
     if needed <= 0:
         return 1.0
     seen = np.asarray(gains, dtype=float)
-    width = max(1.06 * float(seen.std()) * len(seen) ** -0.2, TOLERANCE)
-    smooth = float(np.sum(norm.sf(needed, loc=seen, scale=width)))
-    prior = math.exp(-needed / max(float(seen.mean()), _LEAST_SCALE))
-    return (smooth + prior) / (len(seen) + 1)
+    told = np.ones(len(seen)) if weight is None else weight
+    mean = float(told @ seen / told.sum())
+    deviation = math.sqrt(float(told @ (seen - mean) ** 2 / told.sum()))
+    width = max(1.06 * deviation * len(seen) ** -0.2, TOLERANCE)
+    smooth = float(told @ ndtr((seen - needed) / width))
+    prior = _PRIOR_RUNS * math.exp(-needed / max(mean, _LEAST_SCALE))
+    return (smooth + prior) / (float(told.sum()) + _PRIOR_RUNS)
+
+
+def chance_of_front(current: Array, gains: Array, front: Array) -> float:
+    """Probability that a run still gets onto a Pareto front of several objectives, all to be maximised.
+
+    Optuna's pruners know one objective only. The share of finished runs whose gains, added to what this run
+    has, would not be dominated, with one more that is undecided.
+
+    Args:
+        current: best of each objective so far, shape (k,).
+        gains: what finished runs gained in each from the same point on, shape (m, k).
+        front: the front, shape (p, k).
+    """
+    reached = current + gains
+    dominated = np.any(np.all(front[None, :, :] >= reached[:, None, :], axis=2), axis=1)
+    return float((np.count_nonzero(~dominated) + 0.5 * _PRIOR_RUNS) / (len(gains) + _PRIOR_RUNS))
+
+
+def _resampled(run: RunHistory, total: int) -> Array:
+    """Best quality so far after each of `total` equal shares of a run, shape (total,); nan before the first."""
+    planned = run.run.all_parameters.get("max_train_epochs")
+    epochs = planned if isinstance(planned, int) else run.run.epochs_done
+    numbers, values = (np.array(v, dtype=float) for v in zip(*((e, q) for e, q in run.curve if e > 0), strict=True))
+    best = np.maximum.accumulate(values)
+    place = np.searchsorted(numbers, np.arange(1, total + 1) * max(epochs, 1) / total + 1e-9, side="right") - 1
+    return np.asarray(np.where(place >= 0, best[np.maximum(place, 0)], np.nan))

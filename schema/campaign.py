@@ -45,7 +45,19 @@ class Budget(Frozen):
 
     trials: int = Field(15, ge=1, description="trials that really run; refused proposals do not count")
     hours: float | None = Field(None, gt=0, description="wall clock")
+    money: float | None = Field(None, gt=0, description="in the currency of price_per_hour")
+    price_per_hour: float | None = Field(None, gt=0, description="of the GPU; turns hours into money")
     target_quality: float | None = Field(None, ge=0, le=100, description="good enough")
+    least_gain: float | None = Field(
+        None, gt=0, description="end when another trial is expected to gain fewer quality points"
+    )
+    least_trials: int = Field(8, ge=1, description="trials before `least_gain` is looked at")
+
+    @model_validator(mode="after")
+    def _priced(self) -> Budget:
+        if self.money is not None and self.price_per_hour is None:
+            raise ValueError("money needs price_per_hour beside it")
+        return self
 
 
 class GateSettings(Frozen):
@@ -53,7 +65,7 @@ class GateSettings(Frozen):
 
     enabled: bool = True
     min_runs: int = Field(5, ge=1, description="before so many finished runs nothing is refused on predictions")
-    max_p_fail: float = Field(0.7, gt=0, le=1, description="refuse above this probability of failure")
+    max_p_fail: float = Field(0.4, gt=0, le=1, description="refuse above this probability of failure")
     audit_share: float = Field(0.1, ge=0, le=1, description="share of refused proposals that run anyway")
     max_skips_in_a_row: int = Field(6, ge=1, description="then the least bad one runs")
 
@@ -63,6 +75,7 @@ class StoppingSettings(Frozen):
 
     enabled: bool = True
     min_epochs: int = Field(2, ge=1, description="epochs that every trial may finish")
+    min_share: float = Field(0.3, ge=0, le=1, description="share of its epochs that every trial may finish")
     min_runs: int = Field(3, ge=1, description="finished runs needed to compare with")
     min_chance: float = Field(0.1, ge=0, le=1, description="stop below this chance of beating the best run")
 

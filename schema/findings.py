@@ -31,6 +31,7 @@ class Prediction(Frozen):
     confidence: float = Field(0.9, description="share of true values the interval should hold")
     p_fail: float = Field(ge=0, le=1, description="probability that the run fails")
     n: int = Field(ge=0, description="runs the prediction was made from")
+    worth: float | None = Field(None, description="own runs that these are worth: those from elsewhere count less")
     nearest: tuple[str, ...] = Field((), description="names of the most similar past runs")
     failures: dict[str, float] = Field({}, description="p_fail shared out over the kinds of failure seen")
     moves: dict[str, float] = Field(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from optimizer.budget import hours_left, spent
 from schema.campaign import Budget
@@ -28,3 +29,20 @@ def test_time_left_is_bounded_by_trials_and_by_hours() -> None:
     assert hours_left(BUDGET, 5, 2.0) == pytest.approx(2.0)
     assert hours_left(BUDGET, 5, 6.0) == pytest.approx(2.0)
     assert hours_left(Budget(trials=10), 5, 6.0) == pytest.approx(6.0)
+
+
+def test_money_is_hours_at_the_price_of_the_gpu() -> None:
+    budget = Budget(trials=99, money=3.0, price_per_hour=0.5)
+    assert spent(budget, 1, 5.9, None) is None
+    assert spent(budget, 1, 6.0, None) == "3.00 of 3 are paid (6.0 hours at 0.5)"
+    assert hours_left(budget, 5, 5.0) == pytest.approx(1.0)
+    with pytest.raises(ValidationError, match="price_per_hour"):
+        Budget(money=3.0)
+
+
+def test_a_search_that_gains_nothing_more_has_converged() -> None:
+    budget = Budget(trials=99, least_gain=0.5)
+    assert spent(budget, 8, 1.0, 70.0, 0.2) == "another trial is expected to gain 0.20 points, less than 0.5"
+    assert spent(budget, 7, 1.0, 70.0, 0.2) is None
+    assert spent(budget, 8, 1.0, 70.0, None) is None
+    assert spent(budget, 8, 1.0, 70.0, 0.7) is None

@@ -89,7 +89,7 @@ def test_predictions_refuse_only_with_enough_runs() -> None:
     assert "90%" in verdict.reason
     assert "night-001" in verdict.reason
     assert judge({}, runs[:4], p_fail=0.9).decision is Decision.RUN
-    assert judge({}, runs, p_fail=0.6).decision is Decision.RUN
+    assert judge({}, runs, p_fail=0.3).decision is Decision.RUN
     assert judge({}, runs, p_fail=0.9, settings=GateSettings(enabled=False)).decision is Decision.RUN
 
 

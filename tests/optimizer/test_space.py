@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, IntDistribution
 
-from optimizer.space import Space
+from optimizer.space import PLAIN, Space
 from schema.errors import ConfigError
 from tests.optimizer.worlds import space_of
 
@@ -89,3 +90,25 @@ def test_foreign_settings_are_named(setting: dict[str, Any]) -> None:
 def test_space_of_nothing_but_categories_is_encoded_one_column_a_category() -> None:
     space: Space = space_of({"optimizer_type": {"choices": ["AdamW", "Lion"]}})
     assert space.encode(space.complete({"optimizer_type": "Lion"})).tolist() == [0.0, 1.0]
+
+
+@given(st.lists(UNITS, min_size=1, max_size=4))
+def test_many_points_are_encoded_as_each_of_them(units: list[np.ndarray]) -> None:
+    free = {n: WIDE[n] for n in ("learning_rate", "network_dim", "train_batch_size", "lr_scheduler")}
+    logs = {"network_dim": {"low": 4, "high": 128, "log": True}}
+    for space in (SPACE, space_of(free), space_of(logs)):
+        points = np.array(units)[:, : len(space.names)]
+        one_by_one = [space.encode(space.complete(space.at(u))) for u in points]
+        assert space.encode_units(points) == pytest.approx(np.array(one_by_one))
+
+
+def test_a_search_begins_with_what_is_known_to_work() -> None:
+    space = space_of({"learning_rate": {"low": 1e-5, "high": 1e-2}, "network_dim": {"low": 2, "high": 8}})
+    assert space.likely() == {"learning_rate": 3e-4, "network_dim": 4}
+
+
+def test_a_space_of_any_parameters_needs_no_taxonomy() -> None:
+    plain = Space({"depth": IntDistribution(1, 5), "kind": CategoricalDistribution(["a", "b"])}, {}, (), 0.0, PLAIN)
+    assert plain.complete({"depth": 2, "kind": "a"}) == {"depth": 2, "kind": "a"}
+    assert plain.encode({"depth": 3, "kind": "b"}).tolist() == [0.5, 0.0, 1.0]
+    assert plain.key({"depth": 3, "kind": "b"}) != plain.key({"depth": 3, "kind": "a"})

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from optimizer.stopping import chance_of_gain, remaining_gains, should_stop
+from optimizer.stopping import Outlook, chance_of_front, chance_of_gain, should_stop
 from schema.campaign import StoppingSettings
 from schema.runs import Outcome
 from tests.optimizer.worlds import a_run
@@ -41,9 +42,30 @@ def test_nothing_stops_without_evidence_or_when_switched_off() -> None:
 
 
 def test_gains_are_compared_at_the_same_share_of_the_run() -> None:
-    assert remaining_gains(HISTORY[:1], 2, 5) == [20.0]
-    assert remaining_gains(HISTORY[:1], 4, 10) == [20.0]
-    assert remaining_gains([a_run(0, {}, outcome=Outcome.STOPPED_EARLY, curve=[1, 2, 3])], 1, 3) == []
+    assert Outlook(HISTORY[:1], 5).gains(2).tolist() == [20.0]
+    assert Outlook(HISTORY[:1], 10).gains(4).tolist() == [20.0]
+    stopped = [a_run(0, {}, outcome=Outcome.STOPPED_EARLY, curve=[1, 2, 3])]
+    assert len(Outlook(stopped, 3).gains(1)) == 0
+
+
+def test_a_forecast_follows_the_runs_that_stood_alike() -> None:
+    slow = [a_run(i, {"max_train_epochs": 4}, curve=[10, 12, 14, 15 + i]) for i in range(4)]
+    fast = [a_run(9 + i, {"max_train_epochs": 4}, curve=[40, 60, 70, 80 + i]) for i in range(4)]
+    outlook = Outlook(slow + fast, 4)
+    low, high = outlook.forecast([(1, 11.0), (2, 12.0)]), outlook.forecast([(1, 42.0), (2, 61.0)])
+    assert low is not None
+    assert high is not None
+    assert low.quality == pytest.approx(16.5, abs=1)
+    assert high.quality == pytest.approx(82.5, abs=1)
+    assert outlook.chance([(1, 11.0), (2, 12.0)], 80.0) < 0.2 < outlook.chance([(1, 42.0), (2, 61.0)], 80.0)
+    assert outlook.forecast([]) is None
+
+
+def test_of_several_objectives_one_that_is_not_beaten_is_enough() -> None:
+    front = np.array([[80.0, 20.0], [50.0, 50.0]])
+    gains = np.array([[5.0, 5.0], [10.0, 0.0]])
+    assert chance_of_front(np.array([20.0, 10.0]), gains, front) < 0.2
+    assert chance_of_front(np.array([20.0, 60.0]), gains, front) > 0.8
 
 
 def test_chance_falls_with_what_is_missing_and_is_never_sure_from_few_runs() -> None:
