@@ -45,6 +45,7 @@ class Outcome(StrEnum):
     OUT_OF_MEMORY = "out of memory"
     BAD_DATA = "bad data"
     DISK_FULL = "disk full"
+    HUNG = "hung"
     CRASHED = "crashed"
 
     @property

@@ -119,6 +119,7 @@ _ENDINGS = {
     Outcome.OUT_OF_MEMORY: ("oom", "resources"),
     Outcome.BAD_DATA: ("bad_data", "data"),
     Outcome.DISK_FULL: ("crashed", "resources"),
+    Outcome.HUNG: ("crashed", "resources"),
     Outcome.CRASHED: ("crashed", "resources"),
 }
 

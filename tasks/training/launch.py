@@ -12,11 +12,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from schema.runs import Outcome
-from tasks.training.events import EpochEvent, Event, FailedEvent, FinishedEvent, StepEvent, StoppedEvent, read_events
+from tasks.training.events import (
+    EpochEvent,
+    Event,
+    FailedEvent,
+    FinishedEvent,
+    StepEvent,
+    StoppedEvent,
+    read_events,
+    write_event,
+)
 from tasks.training.warm import Fork, WarmTrainer
 
 _POLL = 0.1
 _GRACE = 30.0
+HUNG_AFTER = 900.0
+"""Seconds; encoding all pictures of a large data set is silent for minutes."""
 
 
 class TrainerProcess:
@@ -25,12 +36,22 @@ class TrainerProcess:
     Out of memory, a segfault or a hang ends this process, not the night.
     """
 
-    def __init__(self, config: Path, folder: Path, device: str, threads: int, warm: WarmTrainer | None = None) -> None:
-        """Args: folder: the trial's, with events.jsonl and trainer.log; warm: saves loading libraries and model."""
+    def __init__(
+        self,
+        config: Path,
+        folder: Path,
+        device: str,
+        threads: int,
+        warm: WarmTrainer | None = None,
+        hung_after: float = HUNG_AFTER,
+    ) -> None:
+        """Args: folder: the trial's, with events.jsonl and trainer.log; warm: saves loading libraries and model;
+        hung_after: seconds of silence after which a trainer is ended.
+        """
         self._trial, self._device, self._threads = config, device, threads
         self._events, self._log = folder / "events.jsonl", folder / "trainer.log"
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self._warm = warm
+        self._warm, self._hung_after = warm, hung_after
         self._process: subprocess.Popen[bytes] | Fork | None = None
         self._earlier = 0
         self._told_to_stop = False
@@ -57,8 +78,9 @@ class TrainerProcess:
         seen: set[int] = set()
         last: tuple[int, Event] | None = None
         offset = 0
+        heard = time.monotonic()
         while True:
-            alive = self._alive()
+            alive, before = self._alive(), offset
             for event, end in read_events(self._events, offset):
                 offset = end
                 if isinstance(event, EpochEvent):
@@ -68,6 +90,12 @@ class TrainerProcess:
                 elif end > self._earlier:
                     last = (end, event) if not isinstance(event, StepEvent) else last
                     yield event
+            if offset > before:
+                heard = time.monotonic()
+            elif alive and time.monotonic() - heard > self._hung_after:
+                self.stop()
+                yield self._hang()
+                return
             if not alive and not self._alive():  # it may have been resumed meanwhile
                 final = last[1] if last is not None and last[0] > self._earlier else None
                 if not self._may_try_cold(final):
@@ -130,6 +158,14 @@ class TrainerProcess:
 
     def _alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    def _hang(self) -> FailedEvent:
+        event = FailedEvent(
+            outcome=Outcome.HUNG,
+            sentence=f"the trainer was silent for {self._hung_after:g} s and was ended: see {self._log}",
+        )
+        write_event(self._events, event)
+        return event
 
     def _death(self) -> FailedEvent:
         code = self._process.returncode if self._process is not None else None

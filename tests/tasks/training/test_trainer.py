@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from schema.parameters import ParameterValue
 from schema.runs import Outcome
+from tasks.training import launch
 from tasks.training.events import EpochEvent, Event, FailedEvent, FinishedEvent, StartedEvent, StepEvent, StoppedEvent
 from tasks.training.launch import TrainerProcess
 
@@ -147,6 +148,21 @@ def test_a_killed_trainer_is_reported_as_crashed(trial: Trial) -> None:
     assert isinstance(event, FailedEvent)
     assert event.outcome is Outcome.CRASHED
     assert "SIGKILL" in event.sentence
+
+
+def test_a_trainer_that_hangs_is_ended_and_said_to_hang(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_GRACE", 1.0)
+    config = trial(max_train_epochs=1000)
+    with TrainerProcess(config, config.parent, device="cpu", threads=1, hung_after=30.0) as trainer:
+        for event in trainer.follow():
+            if isinstance(event, StepEvent):
+                os.kill(trainer.pid, signal.SIGSTOP)
+                trainer._hung_after = 1.0
+    assert isinstance(event, FailedEvent)
+    assert event.outcome is Outcome.HUNG
+    assert "silent for 1 s" in event.sentence
+    with pytest.raises(ProcessLookupError):
+        os.kill(trainer.pid, 0)
 
 
 def test_leaving_the_block_ends_the_trainer(trial: Trial) -> None:
