@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from tasks.store.base import CampaignRecord, Store
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
 from tasks.store.outbox import OutboxStore
-from tasks.store.postgres import PostgresStore
+from tasks.store.postgres import PostgresStore, patient_connect
 from tasks.training.config import load_config, write_config
 from tasks.training.dataset import dataset_fingerprint, num_images
 from tasks.training.launch import TrainerProcess
@@ -53,7 +53,15 @@ class Services:
     @property
     def optuna_url(self) -> str:
         """Optuna keeps its tables in a schema of its own in the same database."""
-        url = self.database_url.replace("postgresql://", "postgresql+psycopg://")
+        return self._optuna.replace("postgresql://", "postgresql+psycopg://")
+
+    def optuna_connect(self) -> Callable[[], object] | None:
+        """How Optuna connects to a server that is ours to start; None where it is not."""
+        return None if self.embedded is None else patient_connect(self._optuna, self.embedded.start)
+
+    @property
+    def _optuna(self) -> str:
+        url = self.database_url
         return url + ("&" if "?" in url else "?") + "options=-csearch_path%3Doptuna"
 
     def prefect_url(self) -> str:
@@ -232,7 +240,9 @@ def _open_campaign(path: Path, home: str) -> Context:
     fingerprint = dataset_fingerprint(file.dataset_dir)
     services = open_home(home)
     campaign = file.campaign
-    study = CampaignStudy.open(campaign.name, services.optuna_url, space, campaign.sampler, campaign.seed)
+    study = CampaignStudy.open(
+        campaign.name, services.optuna_url, space, campaign.sampler, campaign.seed, services.optuna_connect()
+    )
     gate = Gate(file.gate, space, campaign.seed)
     return Context(services, file, path, space, suite, study, gate, fingerprint)
 

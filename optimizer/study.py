@@ -6,10 +6,11 @@ nothing is lost by a kill.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import optuna
 from optuna.distributions import (
@@ -19,9 +20,11 @@ from optuna.distributions import (
     IntDistribution,
     check_distribution_compatibility,
 )
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import OperationalError
 
 from optimizer.proposer import CONSTRAINT, VIOLATION, Proposer
 from optimizer.space import Space
@@ -32,6 +35,23 @@ from schema.parameters import Parameters, ParameterValue
 from schema.runs import Outcome, RunHistory
 
 _LEGACY = "constraints"  # the only form that optuna-dashboard 0.21 draws
+
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+def _once_more(method: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
+    """Do it again if the database went away in the middle: all that the study is told may be told twice."""
+
+    @functools.wraps(method)
+    def patient(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
+        try:
+            return method(*args, **kwargs)
+        except (StorageInternalError, OperationalError):
+            return method(*args, **kwargs)
+
+    return patient
 
 
 @dataclass(frozen=True)
@@ -53,7 +73,15 @@ class CampaignStudy:
         self._study_id = storage.get_study_id_from_name(study.study_name)
 
     @classmethod
-    def open(cls, name: str, storage_url: str, space: Space, sampler: str, seed: int) -> CampaignStudy:
+    def open(
+        cls,
+        name: str,
+        storage_url: str,
+        space: Space,
+        sampler: str,
+        seed: int,
+        connect: Callable[[], object] | None = None,
+    ) -> CampaignStudy:
         """Create the study of a campaign, or load it.
 
         Args:
@@ -62,13 +90,14 @@ class CampaignStudy:
             space: what is searched.
             sampler: ``model``, ``tpe``, ``gp`` or ``random``.
             seed: of the search.
+            connect: makes a connection to the database, for one that may have to be started first.
 
         Raises:
             ConfigError: no such sampler, or the campaign has searched other kinds of values before.
         """
         proposer = Proposer(space, sampler, seed)
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else each ask announces its shadow study
-        storage = RDBStorage(storage_url, engine_kwargs=_engine(storage_url))
+        storage = RDBStorage(storage_url, engine_kwargs=_engine(storage_url, connect))
         study = optuna.create_study(
             study_name=name,
             storage=storage,
@@ -84,6 +113,7 @@ class CampaignStudy:
         self.storage.remove_session()
         self.storage.engine.dispose()
 
+    @_once_more
     def ask(self, suggested: Parameters | None = None, surrogate: Surrogate | None = None) -> Proposal:
         """Open the next trial.
 
@@ -107,15 +137,18 @@ class CampaignStudy:
         trial = self.study.ask(self._space.distributions)
         return Proposal(trial.number, dict(trial.params))
 
+    @_once_more
     def running(self) -> list[Proposal]:
         """Trials that were asked for and have not ended, in order: what a restarted campaign goes on with."""
         return [self._reopened(t) for t in self._trials(TrialState.RUNNING)]
 
+    @_once_more
     def untried(self, settings: Sequence[Parameters]) -> list[Parameters]:
         """Those of the settings that no trial has had yet."""
         past = [t.params for t in self._trials()]
         return [s for s in settings if not any(all(p.get(k) == v for k, v in s.items()) for p in past)]
 
+    @_once_more
     def refuse(self, number: int, verdict: GateVerdict) -> None:
         """End a trial that the gate does not let run; telling it twice changes nothing."""
         if self._frozen(number).state.is_finished():
@@ -126,12 +159,14 @@ class CampaignStudy:
         self._constrain(number, -VIOLATION if verdict.rule == "known_result" else VIOLATION)
         self.study.tell(number, state=TrialState.PRUNED)
 
+    @_once_more
     def report(self, number: int, epoch: int, quality: float) -> None:
         """Add an epoch's quality to the trial's learning curve; an epoch told before stays as it is."""
         trial = self._frozen(number)
         if not trial.state.is_finished() and epoch not in trial.intermediate_values:
             optuna.Trial(self.study, self.trial_id(number)).report(quality, epoch)
 
+    @_once_more
     def finish(self, number: int, outcome: Outcome, quality: float | None) -> None:
         """End a trial that ran; telling the same end twice changes nothing.
 
@@ -152,11 +187,13 @@ class CampaignStudy:
             self._constrain(number, -VIOLATION if state is TrialState.COMPLETE else VIOLATION)
         self.study.tell(number, value, state=state)
 
+    @_once_more
     def note(self, number: int, key: str, value: Any) -> None:
         """Keep a JSON value on an open trial, for the dashboard."""
         if self._frozen(number).user_attrs.get(key) != value:
             self.storage.set_trial_user_attr(self.trial_id(number), key, value)
 
+    @_once_more
     def trial_id(self, number: int) -> int:
         """Optuna's own id of a trial.
 
@@ -211,9 +248,12 @@ def _check_unchanged(study: optuna.Study, space: Space) -> None:
                 ) from None
 
 
-def _engine(url: str) -> dict[str, Any]:
+def _engine(url: str, connect: Callable[[], object] | None) -> dict[str, Any]:
     # A training epoch is long enough for the server to drop an idle connection.
-    return {"pool_pre_ping": True} if url.startswith("sqlite") else {"pool_pre_ping": True, "pool_size": 2}
+    settings: dict[str, Any] = {"pool_pre_ping": True}
+    if not url.startswith("sqlite"):
+        settings["pool_size"] = 2
+    return settings if connect is None else {**settings, "creator": connect}
 
 
 def _ending(outcome: Outcome, quality: float | None) -> tuple[TrialState, float | None]:

@@ -98,6 +98,19 @@ class PostgresTables:
         return self._connection
 
 
+def patient_connect(url: str, revive: Callable[[], object]) -> Callable[[], psycopg.Connection[Any]]:
+    """What connects to a server of our own, and starts it again first where it has died."""
+
+    def connect() -> psycopg.Connection[Any]:
+        try:
+            return psycopg.connect(url, connect_timeout=10)
+        except psycopg.OperationalError:
+            revive()
+            return psycopg.connect(url, connect_timeout=10)
+
+    return connect
+
+
 class PostgresStore(RecordStore):
     """The store on a Postgres server."""
 

@@ -14,6 +14,8 @@ from schema.errors import ConfigError, NotFoundError, TrialError
 from schema.findings import Decision, GateVerdict
 from schema.parameters import Parameters
 from schema.runs import Outcome
+from tasks.store.embedded import EmbeddedPostgres
+from tasks.store.postgres import patient_connect
 from tests.optimizer.worlds import a_run, random_runs, space_of
 
 SPACE = space_of()
@@ -191,3 +193,16 @@ def test_the_study_lives_in_postgres(postgres_url: str) -> None:
     assert optuna.load_study(study_name="night", storage=study.storage).best_value == 61.0
     study.close()
     other.close()
+
+
+def test_a_database_that_dies_between_two_reports_is_started_again(postgres: EmbeddedPostgres) -> None:
+    url = postgres.ensure_database("patience")
+    connect = patient_connect(url, postgres.start)
+    study = CampaignStudy.open("night", url.replace("://", "+psycopg://"), SPACE, "random", 0, connect)
+    number = study.ask().number
+    study.report(number, 1, 50.0)
+    postgres.stop()
+    study.report(number, 2, 60.0)
+    study.finish(number, Outcome.OK, 60.0)
+    assert study.study.trials[0].intermediate_values == {1: 50.0, 2: 60.0}
+    study.close()
