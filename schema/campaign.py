@@ -53,6 +53,8 @@ class Budget(Frozen):
     )
     least_trials: int = Field(8, ge=1, description="trials before `least_gain` is looked at")
 
+    repeats: int = Field(0, ge=0, description="best settings that are run once more, with another seed, at the end")
+
     @model_validator(mode="after")
     def _priced(self) -> Budget:
         if self.money is not None and self.price_per_hour is None:
