@@ -167,7 +167,7 @@ def _gate(replays: Sequence[Replay], quick: bool) -> dict[str, object]:
     if not failing:
         return dict.fromkeys(("failures_cut_20", "failures_cut_50", "top5_refused"))
     measured: dict[int, list[Refusals]] = {
-        n: [refusals(replay, n, seed) for replay in failing for seed in range(2 if quick else 5)] for n in (20, 50)
+        n: [refusals(replay, n, seed) for replay in failing for seed in range(2 if quick else 3)] for n in (20, 50)
     }
     worst = max(float(np.mean([r.top for r in found])) for found in measured.values())
     return {

@@ -1,4 +1,4 @@
-"""A random forest (Breiman, 2001) that answers for one point in a fraction of a millisecond.
+"""Bagged trees (Breiman, 1996) that answer for one point in a fraction of a millisecond.
 
 Scikit-learn grows the trees one by one; here they lie in plain arrays. Its own forest would take longer over
 its housekeeping than a whole judgement may take.
@@ -6,7 +6,6 @@ its housekeeping than a whole judgement may take.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +43,6 @@ class Forest:
         """
         rng = np.random.default_rng(0)
         point = np.ascontiguousarray(x, dtype=np.float32)
-        tried = max(int(math.sqrt(x.shape[1])), 1)
         trees: list[Any] = []
         unseen = np.zeros((_TREES, len(x)), dtype=bool)
         while len(trees) < _TREES:
@@ -52,7 +50,7 @@ class Forest:
             part = drawn > 0
             unseen[len(trees)] = ~part
             # Of a variable that is 0 or 1 the variance is half of Gini's index: the same splits.
-            tree = DecisionTreeRegressor(max_features=tried, min_samples_leaf=_LEAF, random_state=len(trees))
+            tree = DecisionTreeRegressor(min_samples_leaf=_LEAF, random_state=len(trees))
             tree.fit(point[part], y[part], sample_weight=drawn[part], check_input=False)
             trees.append(tree.tree_)
         size = max(tree.node_count for tree in trees)
