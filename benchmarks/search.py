@@ -26,6 +26,7 @@ from benchmarks.pace import judgement_ms, milliseconds
 from benchmarks.replay import TARGET_REGRET, Replay, is_grid, regret
 from benchmarks.searchers import OPPONENTS, Done
 from benchmarks.tables import Table, load_tables
+from schema.errors import ConfigError
 
 DATA = Path("../shared/data/tables")
 OURS = "ours"
@@ -96,7 +97,10 @@ def main() -> None:
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", module="sklearn")
-    tables, source = tables_of(args.data)
+    try:
+        tables, source = tables_of(args.data)
+    except ConfigError as error:
+        parser.error(str(error))
     print(f"{len(tables)} tables from {source}", flush=True)
     seeds, budget = (2, 20) if args.quick else (args.seeds, BUDGET)
     replays = [Replay(table) for table in (_chosen(tables) if args.quick else tables)]
