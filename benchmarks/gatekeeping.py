@@ -16,7 +16,7 @@ from schema.campaign import GateSettings
 from schema.findings import Decision
 from schema.runs import RunHistory
 
-_JUDGED = 300
+_JUDGED = 150
 _TOP = 0.05
 RULE = 2e-3
 """The one-line rule: refuse learning rates above this."""

@@ -21,6 +21,7 @@ from benchmarks.campaigns import measured_runs, surrogate_for
 from benchmarks.replay import Replay
 from benchmarks.search import is_sweep, tables_of
 from optimizer.stopping import Forecast, Outlook
+from schema.errors import ConfigError
 from schema.runs import RunHistory
 
 RUNS = (5, 20, 50)
@@ -119,7 +120,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="a JSON object as the last line")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    tables, source = tables_of(args.data)
+    try:
+        tables, source = tables_of(args.data)
+    except ConfigError as error:
+        parser.error(str(error))
     seeds = range(2 if args.quick else 10)
     rows: dict[str, dict[str, dict[str, float]]] = {}
     for replay in (Replay(t) for t in tables if not is_sweep(t)):

@@ -8,6 +8,7 @@ instead would give a staircase on which samplers that learn lose to chance.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +20,7 @@ from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.decomposition import PCA
 from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -83,7 +85,9 @@ class Replay:
         # What is worse than a median run by more than the best is better counts alike: a blow-up that ends
         # as a finite number would own the scale.
         self._floor = 2 * float(np.median(finished)) - float(finished.min())
-        self._answers: Answers = _Grid(table, x) if is_grid(table) else _Model(table, x, self._floor, seed)
+        with warnings.catch_warnings():  # a network that is not quite done is good enough if it wins all the same
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self._answers: Answers = _Grid(table, x) if is_grid(table) else _Model(table, x, self._floor, seed)
         fine = self._answers.breaks(x) < 0
         losses = np.minimum(self._answers.curves(x[fine]).min(axis=1), self._floor)
         self.best, self.median = float(losses.min()), float(np.median(losses))

@@ -26,6 +26,7 @@ from benchmarks.pace import judgement_ms, milliseconds
 from benchmarks.replay import TARGET_REGRET, Replay, is_grid, regret
 from benchmarks.searchers import OPPONENTS, Done
 from benchmarks.tables import Table, load_tables
+from schema.errors import ConfigError
 
 DATA = Path("../shared/data/tables")
 OURS = "ours"
@@ -96,7 +97,10 @@ def main() -> None:
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", module="sklearn")
-    tables, source = tables_of(args.data)
+    try:
+        tables, source = tables_of(args.data)
+    except ConfigError as error:
+        parser.error(str(error))
     print(f"{len(tables)} tables from {source}", flush=True)
     seeds, budget = (2, 20) if args.quick else (args.seeds, BUDGET)
     replays = [Replay(table) for table in (_chosen(tables) if args.quick else tables)]
@@ -167,7 +171,7 @@ def _gate(replays: Sequence[Replay], quick: bool) -> dict[str, object]:
     if not failing:
         return dict.fromkeys(("failures_cut_20", "failures_cut_50", "top5_refused"))
     measured: dict[int, list[Refusals]] = {
-        n: [refusals(replay, n, seed) for replay in failing for seed in range(2 if quick else 5)] for n in (20, 50)
+        n: [refusals(replay, n, seed) for replay in failing for seed in range(2 if quick else 3)] for n in (20, 50)
     }
     worst = max(float(np.mean([r.top for r in found])) for found in measured.values())
     return {

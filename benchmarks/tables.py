@@ -86,6 +86,8 @@ def load_table(folder: Path) -> Table:
             lines = {row[0]: row[1:] for row in list(csv.reader(file))[1:]}
         specs = [s for s in about["parameters"] if len({row[s["name"]] for row in rows}) > 1]
         values = [{s["name"]: _value(s, row[s["name"]]) for s in specs} for row in rows]
+        if not specs:
+            raise ValueError("no parameter varies")
         curves = np.array([[float(v) if v else np.nan for v in lines[row["config"]]] for row in rows])
         failed = np.array([row["failed"] in ("1", "True", "true") for row in rows])
         space = space_of({s["name"]: _distribution(s, [v[s["name"]] for v in values]) for s in specs})

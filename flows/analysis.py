@@ -10,7 +10,7 @@ from prefect import flow
 from flows.wiring import Context, open_campaign
 from optimizer.analysis.hypotheses import next_experiments
 from optimizer.analysis.impact import effects
-from optimizer.history import best_run
+from optimizer.crown import crowned
 from schema.findings import Analysis
 from schema.runs import TrainingRun
 from tasks.home import copy_atomically
@@ -63,7 +63,7 @@ def show(context: Context, found: Analysis) -> Path:
 
     history, base = context.store.history(context.name), context.base()
     refusals = context.store.refusals(context.name)
-    best = best_run(history)
+    best = crowned(history, context.space)
     curves = quality_curves(history, base, best.run.run_name if best else None)
     note = campaign_note(history, found, refusals, base)
     annotate_study(context.study.study, note, {"quality-by-epoch": curves})

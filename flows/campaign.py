@@ -18,6 +18,7 @@ from flows.trial import trial
 from flows.wiring import Context, open_campaign, session
 from optimizer.acquisition import expected_gain
 from optimizer.budget import hours_left, spent
+from optimizer.crown import repeats_due
 from optimizer.study import Proposal
 from schema.campaign import Budget, campaign_json, load_campaign
 from schema.errors import NotFoundError
@@ -55,10 +56,21 @@ def _night(context: Context, budget: Budget) -> str:
         interrupt.raise_if_asked()
         number = propose(context)
         _run(context, number, budget)
+    _repeat_best(context, budget)
     _save(context, "finished", reason)
     _analyse(context)
     progress.listener.message(f"campaign {context.name} ended: {reason}")
     return reason
+
+
+def _repeat_best(context: Context, budget: Budget) -> None:
+    """Run the best settings once more before one is crowned; what was repeated before a kill is not due again."""
+    for source, parameters in repeats_due(context.store.history(context.name), context.space, budget.repeats):
+        proposal = context.study.ask(context.space.searched(parameters))
+        context.study.note(proposal.number, "repeats", source.run.number)
+        context.store.save_run(context.new_run(proposal.number, parameters))
+        progress.listener.message(f"{source.run.run_name} is run once more with another seed")
+        _run(context, proposal.number, budget)
 
 
 def _begin(context: Context) -> None:

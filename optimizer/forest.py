@@ -1,4 +1,4 @@
-"""A random forest (Breiman, 2001) that answers for one point in a fraction of a millisecond.
+"""Bagged trees (Breiman, 1996) that answer for one point in a fraction of a millisecond.
 
 Scikit-learn grows the trees one by one; here they lie in plain arrays. Its own forest would take longer over
 its housekeeping than a whole judgement may take.
@@ -6,7 +6,6 @@ its housekeeping than a whole judgement may take.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,26 +30,28 @@ class Forest:
     right: Indices
     value: Array
     depth: int
+    left_out: Array  # (n,), each point's answer by the trees that did not see it
 
     @classmethod
-    def fit(cls, x: Array, y: NDArray[np.bool_], weight: Array) -> Forest:
-        """Grow a forest that tells two classes apart.
+    def fit(cls, x: Array, y: Array, weight: Array) -> Forest:
+        """Grow a forest.
 
         Args:
             x: shape (n, d).
-            y: shape (n,); both classes must occur.
+            y: shape (n,); 0 and 1 for two classes, then the answer is the second one's share.
             weight: shape (n,), how much a point counts.
         """
         rng = np.random.default_rng(0)
-        point, kind = np.ascontiguousarray(x, dtype=np.float32), y.astype(float)
-        tried = max(int(math.sqrt(x.shape[1])), 1)
+        point = np.ascontiguousarray(x, dtype=np.float32)
         trees: list[Any] = []
+        unseen = np.zeros((_TREES, len(x)), dtype=bool)
         while len(trees) < _TREES:
             drawn = np.bincount(rng.integers(0, len(x), len(x)), minlength=len(x)) * weight
             part = drawn > 0
+            unseen[len(trees)] = ~part
             # Of a variable that is 0 or 1 the variance is half of Gini's index: the same splits.
-            tree = DecisionTreeRegressor(max_features=tried, min_samples_leaf=_LEAF, random_state=len(trees))
-            tree.fit(point[part], kind[part], sample_weight=drawn[part], check_input=False)
+            tree = DecisionTreeRegressor(min_samples_leaf=_LEAF, random_state=len(trees))
+            tree.fit(point[part], y[part], sample_weight=drawn[part], check_input=False)
             trees.append(tree.tree_)
         size = max(tree.node_count for tree in trees)
         feature, left, right = (np.zeros((len(trees), size), dtype=np.int64) for _ in range(3))
@@ -63,14 +64,23 @@ class Forest:
             left[i, nodes] = np.where(leaf, nodes, tree.children_left)
             right[i, nodes] = np.where(leaf, nodes, tree.children_right)
             value[i, nodes] = tree.value[:, 0, 0]
-        return cls(feature, threshold, left, right, value, max(tree.max_depth for tree in trees))
+        depth = max(tree.max_depth for tree in trees)
+        overall = np.full(len(x), float(np.average(y, weights=weight)))
+        grown = cls(feature, threshold, left, right, value, depth, overall)
+        known = unseen.any(axis=0)
+        grown.left_out[known] = ((grown.each(x).T * unseen).sum(axis=0) / np.maximum(unseen.sum(axis=0), 1))[known]
+        return grown
 
     def predict(self, x: Array) -> Array:
-        """Share of the trees' votes for True at points (m, d): shape (m,)."""
+        """The trees' mean answer at points (m, d): shape (m,)."""
+        return np.asarray(self.each(x).mean(axis=1))
+
+    def each(self, x: Array) -> Array:
+        """Each tree's answer: shape (m, trees)."""
         rows, trees = np.arange(len(x))[:, None], np.arange(len(self.feature))[None, :]
         node = np.zeros((len(x), len(self.feature)), dtype=np.int64)
         point = x.astype(np.float32)  # as the trees were grown
         for _ in range(self.depth):
             goes_left = point[rows, self.feature[trees, node]] <= self.threshold[trees, node]
             node = np.where(goes_left, self.left[trees, node], self.right[trees, node])
-        return np.asarray(self.value[trees, node].mean(axis=1))
+        return np.asarray(self.value[trees, node])

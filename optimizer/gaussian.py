@@ -28,7 +28,7 @@ _STEPS = 30
 _FEW = 5
 _START = math.log(0.5)
 _CHEAP = 40
-_SEARCHED = 100
+_SEARCHED = 70
 """Points that the length scales are found from: more of them cost much and move them little."""
 
 

@@ -32,6 +32,7 @@ _NEAREST = 3
 _STEPS = 4
 _FEW = 60
 _FOLDS = 10
+_STACKED = 10
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Surrogate:
     quality: GaussianProcess | None
     failure: GaussianProcess | None
     votes: Forest | None
+    steps: Forest | None  # of qualities
+    smooth: float  # share that the process has in an expectation, the forest having the rest
     spread: float
     base_rate: float
     seen: tuple[float, ...]
@@ -83,6 +86,10 @@ class Surrogate:
         worth = np.full(len(runs), -math.inf)
         worth[measured] = np.where(fails[measured] > 0, -math.inf, levelled)
         process = _fit(x[measured], levelled, weight[measured], None)
+        steps = None if process is None else Forest.fit(x[measured], levelled, weight[measured])
+        smooth, spread = 1.0, math.inf
+        if process is not None and steps is not None:
+            smooth, spread = _calibrated(process, steps, x[measured], levelled, weight[measured])
         risk = _fit(x, fails, weight, base_rate) if 0 < fails.sum() < len(fails) else None
         return cls(
             space=space,
@@ -91,8 +98,10 @@ class Surrogate:
             x=x,
             quality=process,
             failure=risk,
-            votes=None if risk is None else Forest.fit(x, fails > 0, weight),
-            spread=_calibrated(process, x[measured], levelled, weight[measured]) if process is not None else math.inf,
+            votes=None if risk is None else Forest.fit(x, fails, weight),
+            steps=steps,
+            smooth=smooth,
+            spread=spread,
             base_rate=base_rate,
             seen=tuple(levelled),
             best=max(levelled[own[measured]], default=None),
@@ -109,7 +118,7 @@ class Surrogate:
             expected = float(np.mean(self.seen)) if self.seen else 50.0
             low, high = 0.0, 100.0
         else:
-            mean, sd = (float(v[0]) for v in self.quality.predict(point))
+            mean, sd = (float(v[0]) for v in self.moments(point))
             expected, low, high = (_clip(mean + k * sd) for k in (0.0, -self.spread, self.spread))
         p_fail = float(self.risks(point)[0])
         return Prediction(
@@ -130,7 +139,10 @@ class Surrogate:
         if self.quality is None:
             centre = float(np.mean(self.seen)) if self.seen else 50.0
             return np.full(len(x), centre), np.full(len(x), 30.0)
-        return self.quality.predict(x)
+        mean, sd = self.quality.predict(x)
+        if self.steps is not None and self.smooth < 1.0:
+            mean = self.smooth * mean + (1 - self.smooth) * self.steps.predict(x)
+        return mean, sd
 
     def risks(self, x: Array) -> Array:
         """Probability of failure at encoded settings (m, d): shape (m,), never quite 0 or 1."""
@@ -224,23 +236,32 @@ def _fit(x: Array, y: Array, weight: Array, mean: float | None) -> GaussianProce
     return GaussianProcess.fit(x, y, weight, mean) if len(y) >= _LEAST else None
 
 
-def _calibrated(process: GaussianProcess, x: Array, y: Array, weight: Array) -> float:
-    """Half width of the interval in predicted standard deviations.
+def _calibrated(process: GaussianProcess, steps: Forest, x: Array, y: Array, weight: Array) -> tuple[float, float]:
+    """The process's share in expectations, and the half width of intervals in predicted standard deviations.
 
-    The conformal quantile of the errors, in predicted deviations, where each run was left out of the model
-    (jackknife+ and CV+, Barber et al. 2021), over our own runs if there are some. Of few runs the length
-    scales are fitted again without each fold, of many they stay as they are. Where too few runs are there
-    for the quantile to exist, at least what Student's distribution asks for.
+    Both from errors where each run was left out of the model (jackknife+ and CV+, Barber et al. 2021), over our
+    own runs if there are some: the share that makes them least (stacking, Breiman 1996), and the conformal
+    quantile of what is left. Of few runs the length scales are fitted again without each fold, of many they
+    stay as they are. Where too few runs are there for the quantile, at least what Student's distribution asks.
     """
     mean, sd = process.left_out() if len(y) > _FEW else _refitted(process, x, y, weight)
-    scores = np.abs(y - mean) / sd
-    own = weight == weight.max()
-    ranked = np.sort(scores[own] if own.sum() >= _LEAST else scores)
+    own = weight == weight.max() if (weight == weight.max()).sum() >= _LEAST else np.ones(len(y), dtype=bool)
+    share = _share(mean[own], steps.left_out[own], y[own])
+    error = y - share * mean - (1 - share) * steps.left_out
+    ranked = np.sort((np.abs(error) / sd)[own])
     rank = math.ceil((len(ranked) + 1) * _CONFIDENCE)
     if rank <= len(ranked):
-        return float(ranked[rank - 1])
+        return share, float(ranked[rank - 1])
     student = float(t.ppf(0.5 + _CONFIDENCE / 2, len(ranked) - 1)) * math.sqrt(1 + 1 / len(ranked))
-    return max(float(ranked[-1]), student)
+    return share, max(float(ranked[-1]), student)
+
+
+def _share(smooth: Array, stepped: Array, y: Array) -> float:
+    """Weight of the first of two predictions at which their mean has least squared error, in [0, 1]."""
+    apart = smooth - stepped
+    if len(y) < _STACKED or not apart.any():
+        return 1.0
+    return min(max(float(apart @ (y - stepped)) / float(apart @ apart), 0.0), 1.0)
 
 
 def _refitted(process: GaussianProcess, x: Array, y: Array, weight: Array) -> tuple[Array, Array]:

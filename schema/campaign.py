@@ -53,6 +53,8 @@ class Budget(Frozen):
     )
     least_trials: int = Field(8, ge=1, description="trials before `least_gain` is looked at")
 
+    repeats: int = Field(0, ge=0, description="best settings that are run once more, with another seed, at the end")
+
     @model_validator(mode="after")
     def _priced(self) -> Budget:
         if self.money is not None and self.price_per_hour is None:
@@ -65,7 +67,7 @@ class GateSettings(Frozen):
 
     enabled: bool = True
     min_runs: int = Field(5, ge=1, description="before so many finished runs nothing is refused on predictions")
-    max_p_fail: float = Field(0.4, gt=0, le=1, description="refuse above this probability of failure")
+    max_p_fail: float = Field(0.45, gt=0, le=1, description="refuse above this probability of failure")
     audit_share: float = Field(0.1, ge=0, le=1, description="share of refused proposals that run anyway")
     max_skips_in_a_row: int = Field(6, ge=1, description="then the least bad one runs")
 

@@ -96,3 +96,14 @@ def test_runs_of_equal_quality_are_no_trouble() -> None:
     assert fit(runs).predict(SPACE.complete({})).quality == pytest.approx(50.0)
     same = [a_run(i, SPACE.complete({}), 40.0 + i) for i in range(5)]
     assert 40 <= fit(same).predict(SPACE.complete({})).quality <= 44
+
+
+def test_a_prediction_says_how_it_may_fail_and_what_moves_it() -> None:
+    runs = random_runs(SPACE, 60, seed=9)
+    model = fit(runs)
+    bad = model.predict(SPACE.complete({"learning_rate": 5e-2, "network_dim": 16}))
+    assert sum(bad.failures.values()) == pytest.approx(bad.p_fail)
+    assert max(bad.failures, key=lambda kind: bad.failures[kind]) == "diverged"
+    low = model.predict(SPACE.complete({"learning_rate": 2e-5, "network_dim": 16}))
+    assert min(low.moves, key=lambda name: low.moves[name]) == "learning_rate"
+    assert low.moves["learning_rate"] < 0
