@@ -254,6 +254,7 @@ class TrainingRun(Frozen):
     verdict: GateVerdict | None = None
     root_cause_diagnosis: tuple[Diagnosis, ...] = ()
     recommended_next_steps: tuple[str, ...] = ()
+    notes: str | None = Field(None, description="what a person wrote of the run")
     sources: dict[str, str] = Field({}, description="where each value of an imported run was read")
     started_at: datetime
     finished_at: datetime | None = None

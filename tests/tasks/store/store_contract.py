@@ -281,6 +281,6 @@ class StoreContract:
                     storage="local",
                     bytes=2**40,
                     created_at=START,
-                )  # fmt: skip
+                )
             )
         assert [(a.path, a.bytes) for a in store.artifacts(run.uid)] == [(p, 2**40) for p in ("a", "b", "report.html")]

@@ -197,7 +197,7 @@ def test_a_word_of_a_person_goes_into_the_columns_of_the_users_table(empty_url: 
             prompt=6.5,
             words="ok",
             created_at=run.started_at,
-        )  # fmt: skip
+        )
     )
     store.close()
     own = "visual_quality_score, style_match_score, prompt_adherence_score::text, observations"
