@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from flows.cli_measure import measure, retest
+from flows.cli_store import import_, log
 from schema.errors import NotFoundError, PixelloopError
 
 if TYPE_CHECKING:
@@ -244,6 +245,8 @@ def compare(
 
 app.command()(measure)
 app.command()(retest)
+app.command("import")(import_)
+app.command()(log)
 
 
 def main() -> NoReturn:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, computed_field, model_validator
 
 from schema.base import Frozen
 from schema.findings import Diagnosis, GateVerdict, Prediction
@@ -29,6 +30,21 @@ def run_uid(home_uid: uuid.UUID, campaign: str, number: int) -> uuid.UUID:
 def epoch_uid(run: uuid.UUID, epoch: int) -> uuid.UUID:
     """Identity of an epoch result (epochs count from 1, as kohya's)."""
     return uuid.uuid5(run, f"epoch/{epoch}")
+
+
+def imported_uid(identity: str) -> uuid.UUID:
+    """Identity of a run of earlier days, from what its files have in common: a second import finds the same run."""
+    return uuid.uuid5(_NAMESPACE, f"imported/{identity}")
+
+
+def rating_uid(run: uuid.UUID, epoch: int) -> uuid.UUID:
+    """Identity of what a person says of an epoch: a new word takes the place of the old one."""
+    return uuid.uuid5(run, f"rating/{epoch}")
+
+
+def artifact_uid(run: uuid.UUID, path: str) -> uuid.UUID:
+    """Identity of a file of a run."""
+    return uuid.uuid5(run, f"artifact/{path}")
 
 
 def refusal_uid(home_uid: uuid.UUID, campaign: str, number: int) -> uuid.UUID:
@@ -131,6 +147,23 @@ class EpochMetrics(Frozen):
     worst_prompts: dict[str, str] = Field({}, description="by attribute, the prompt it is least true to")
     pictures: tuple[PictureMetrics, ...] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _computed(cls, data: Any) -> Any:
+        """What is computed from the rest comes back from the database with it."""
+        return {k: v for k, v in data.items() if k != "color_accuracy"} if isinstance(data, dict) else data
+
+    @computed_field(description="colour accuracy of the mean picture by part, 0-100; null where not promised")
+    def color_accuracy(self) -> dict[str, float | None]:
+        """How true the promised colours are: overall, background, hair, crown, purity, and each accessory."""
+        mean = self.mean
+        if mean is None:
+            return {}
+        return {
+            "overall": mean.colour, "background": mean.background_accuracy, "hair": mean.hair_accuracy,
+            "crown": mean.crown_accuracy, "purity": mean.colour_purity, **mean.accessories,
+        }  # fmt: skip
+
 
 class EpochResult(Frozen):
     """One epoch of one run: written once, replaced by the same row if written again."""
@@ -147,6 +180,53 @@ class EpochResult(Frozen):
     quantitative_metrics: EpochMetrics = EpochMetrics()
     diagnosed_issues: tuple[Diagnosis, ...] = ()
     recommendations: tuple[str, ...] = ()
+    created_at: datetime
+
+    @property
+    def is_photorealistic(self) -> bool | None:
+        """Whether photorealism was found in the pictures; None where none were measured."""
+        return None if self.quantitative_metrics.mean is None else self._has("photorealistic")
+
+    @property
+    def has_wrong_backgrounds(self) -> bool | None:
+        """Whether backgrounds were found to be of a wrong colour; None where none was promised and measured."""
+        mean = self.quantitative_metrics.mean
+        return None if mean is None or mean.background_accuracy is None else self._has("wrong_background")
+
+    def _has(self, issue: str) -> bool:
+        return any(found.issue == issue for found in self.diagnosed_issues)
+
+
+class HumanRating(Frozen):
+    """What a person says of one epoch, each score 0-10."""
+
+    uid: uuid.UUID
+    run_uid: uuid.UUID
+    epoch_number: int = Field(ge=0)
+    visual: float | None = Field(None, ge=0, le=10, description="how good the pictures look")
+    style: float | None = Field(None, ge=0, le=10, description="how well they match the style")
+    prompt: float | None = Field(None, ge=0, le=10, description="how well they do what the prompts say")
+    words: str | None = None
+    created_at: datetime
+
+    @property
+    def quality(self) -> float | None:
+        """The mean of the scores on our scale, 0-100; None without any."""
+        scores = [score for score in (self.visual, self.style, self.prompt) if score is not None]
+        return 10 * sum(scores) / len(scores) if scores else None
+
+
+class Artifact(Frozen):
+    """A file of a run: where it lies, and what is in it."""
+
+    uid: uuid.UUID
+    run_uid: uuid.UUID
+    epoch_number: int | None = None
+    kind: str = Field(description="checkpoint | sample | sheet")
+    path: str = Field(description="key in its storage; of the local one a path from the home")
+    storage: str = Field(description="local, or the name of the bucket")
+    bytes: int | None = None
+    sha256: str | None = None
     created_at: datetime
 
 
@@ -175,6 +255,8 @@ class TrainingRun(Frozen):
     verdict: GateVerdict | None = None
     root_cause_diagnosis: tuple[Diagnosis, ...] = ()
     recommended_next_steps: tuple[str, ...] = ()
+    notes: str | None = Field(None, description="what a person wrote of the run")
+    sources: dict[str, str] = Field({}, description="where each value of an imported run was read")
     started_at: datetime
     finished_at: datetime | None = None
 

@@ -12,7 +12,7 @@ from schema.base import Frozen
 from schema.errors import ConfigError
 from schema.findings import Analysis, Hypothesis, RefusedProposal
 from schema.parameters import ParameterValue, parse_value
-from schema.runs import EpochResult, RunHistory, TrainingRun
+from schema.runs import Artifact, EpochResult, HumanRating, RunHistory, TrainingRun
 
 
 class CampaignRecord(Frozen):
@@ -112,6 +112,18 @@ class Store(Protocol):
 
     def latest_analysis(self, campaign: str) -> Analysis | None:
         """The newest analysis, if there is one."""
+
+    def save_rating(self, rating: HumanRating) -> None:
+        """Insert or replace what a person says of an epoch of a run that is in the store."""
+
+    def ratings(self, run_uid: uuid.UUID) -> list[HumanRating]:
+        """What people said of a run's epochs, in order."""
+
+    def save_artifact(self, artifact: Artifact) -> None:
+        """Insert or replace where a file of a run lies."""
+
+    def artifacts(self, run_uid: uuid.UUID) -> list[Artifact]:
+        """Files of a run, by epoch and path."""
 
     def close(self) -> None:
         """Let go of connections."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from schema.errors import NotFoundError
 from schema.findings import Analysis, Hypothesis, RefusedProposal
-from schema.runs import EpochResult, RunHistory, TrainingRun
+from schema.runs import Artifact, EpochResult, HumanRating, RunHistory, TrainingRun
 from tasks.store.base import CampaignRecord, Condition, EpochColours
 from tasks.store.tables import clean
 
@@ -33,6 +33,8 @@ class MemoryStore:
         self._refusals: dict[uuid.UUID, RefusedProposal] = {}
         self._hypotheses: dict[uuid.UUID, Hypothesis] = {}
         self._analyses: dict[str, Analysis] = {}
+        self._ratings: dict[uuid.UUID, HumanRating] = {}
+        self._artifacts: dict[uuid.UUID, Artifact] = {}
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -68,10 +70,7 @@ class MemoryStore:
             NotFoundError: no such run.
         """
         with self._lock:
-            if epoch.run_uid not in self._runs:
-                raise NotFoundError(
-                    f"epoch {epoch.epoch_number} belongs to run {epoch.run_uid}, which is not in the store"
-                )
+            self._demand(epoch.run_uid, f"epoch {epoch.epoch_number}")
             self._epochs[epoch.uid] = _cleaned(epoch)
 
     def run(self, campaign: str, number: int) -> TrainingRun:
@@ -150,6 +149,40 @@ class MemoryStore:
         """The newest analysis with the hypotheses of now."""
         found = self._analyses.get(campaign)
         return found and found.changed(hypotheses=tuple(self.hypotheses(campaign)))
+
+    def save_rating(self, rating: HumanRating) -> None:
+        """Insert or replace what a person says of an epoch of a run that is in the store.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        with self._lock:
+            self._demand(rating.run_uid, f"the rating of epoch {rating.epoch_number}")
+            self._ratings[rating.uid] = _cleaned(rating)
+
+    def ratings(self, run_uid: uuid.UUID) -> list[HumanRating]:
+        """What people said of a run's epochs, in order."""
+        found = [rating for rating in self._all(self._ratings) if rating.run_uid == run_uid]
+        return sorted(found, key=lambda rating: (rating.epoch_number, str(rating.uid)))
+
+    def save_artifact(self, artifact: Artifact) -> None:
+        """Insert or replace where a file of a run lies.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        with self._lock:
+            self._demand(artifact.run_uid, artifact.path)
+            self._artifacts[artifact.uid] = _cleaned(artifact)
+
+    def artifacts(self, run_uid: uuid.UUID) -> list[Artifact]:
+        """Files of a run, by epoch and path."""
+        found = [artifact for artifact in self._all(self._artifacts) if artifact.run_uid == run_uid]
+        return sorted(found, key=lambda a: (a.epoch_number is None, a.epoch_number or 0, a.path))
+
+    def _demand(self, run: uuid.UUID, what: str) -> None:
+        if run not in self._runs:
+            raise NotFoundError(f"{what} belongs to run {run}, which is not in the store")
 
     def _all(self, records: dict[Any, Item]) -> list[Item]:
         with self._lock:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from schema.errors import NotFoundError, StoreError, StoreUnavailableError
 from schema.findings import Analysis, Hypothesis, RefusedProposal
-from schema.runs import EpochResult, RunHistory, TrainingRun
+from schema.runs import Artifact, EpochResult, HumanRating, RunHistory, TrainingRun
 from tasks.store.base import CampaignRecord, Condition, EpochColours, Store
 from tasks.store.memory import MemoryStore
 
@@ -112,6 +112,24 @@ class OutboxStore:
         self._copy.save_analysis(analysis)
         self._post("analysis", analysis.model_dump(mode="json"))
 
+    def save_rating(self, rating: HumanRating) -> None:
+        """Insert or replace what a person says of an epoch of a run that is in the store.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        self._copy.save_rating(rating)
+        self._post("rating", rating.model_dump(mode="json"))
+
+    def save_artifact(self, artifact: Artifact) -> None:
+        """Insert or replace where a file of a run lies.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        self._copy.save_artifact(artifact)
+        self._post("artifact", artifact.model_dump(mode="json"))
+
     def campaigns(self) -> list[CampaignRecord]:
         """All campaigns, oldest first."""
         return self._read(lambda store: store.campaigns())
@@ -151,6 +169,14 @@ class OutboxStore:
     def latest_analysis(self, campaign: str) -> Analysis | None:
         """The newest analysis, if there is one."""
         return self._read(lambda store: store.latest_analysis(campaign))
+
+    def ratings(self, run_uid: uuid.UUID) -> list[HumanRating]:
+        """What people said of a run's epochs, in order."""
+        return self._read(lambda store: store.ratings(run_uid))
+
+    def artifacts(self, run_uid: uuid.UUID) -> list[Artifact]:
+        """Files of a run, by epoch and path."""
+        return self._read(lambda store: store.artifacts(run_uid))
 
     def _post(self, kind: str, data: dict[str, Any]) -> None:
         letter = {"kind": kind, "data": data}
@@ -222,6 +248,8 @@ _SAVE: dict[str, Callable[[Store, dict[str, Any]], None]] = {
     "refusal": lambda store, data: store.save_refusal(RefusedProposal.model_validate(data)),
     "hypotheses": lambda store, data: store.save_hypotheses([Hypothesis.model_validate(h) for h in data["hypotheses"]]),
     "analysis": lambda store, data: store.save_analysis(Analysis.model_validate(data)),
+    "rating": lambda store, data: store.save_rating(HumanRating.model_validate(data)),
+    "artifact": lambda store, data: store.save_artifact(Artifact.model_validate(data)),
 }
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from schema.base import Frozen
 from schema.errors import NotFoundError, StoreError
 from schema.findings import Analysis, Hypothesis, RefusedProposal
-from schema.runs import EpochResult, RunHistory, TrainingRun
+from schema.runs import Artifact, EpochResult, HumanRating, RunHistory, TrainingRun
 from tasks.store.base import CampaignRecord, Condition, EpochColours
 from tasks.store.tables import Row, Tables, clean
 
@@ -52,8 +52,10 @@ class RecordStore:
         Raises:
             NotFoundError: no such run.
         """
+        judged = {"is_photorealistic": epoch.is_photorealistic, "has_wrong_backgrounds": epoch.has_wrong_backgrounds}
+        said = {name: value for name, value in judged.items() if value is not None}  # else a person's word stays
         try:
-            self.tables.upsert("epoch_results", _row(epoch, _EPOCH), ("uid",))
+            self.tables.upsert("epoch_results", _row(epoch, _EPOCH) | said, ("uid",))
         except NotFoundError:
             raise NotFoundError(
                 f"epoch {epoch.epoch_number} belongs to run {epoch.run_uid}, which is not in the store"
@@ -127,6 +129,30 @@ class RecordStore:
         if not rows:
             return None
         return _records(Analysis, rows[-1:])[0].changed(hypotheses=tuple(self.hypotheses(campaign)))
+
+    def save_rating(self, rating: HumanRating) -> None:
+        """Insert or replace what a person says of an epoch.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        self.tables.call("save_rating", {"rating": _row(rating, HumanRating.model_fields)})
+
+    def ratings(self, run_uid: uuid.UUID) -> list[HumanRating]:
+        """What people said of a run's epochs, in order."""
+        return self._read(HumanRating, "human_ratings", {"run_uid": str(run_uid)}, ("epoch_number", "uid"))
+
+    def save_artifact(self, artifact: Artifact) -> None:
+        """Insert or replace where a file of a run lies.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        self.tables.upsert("artifacts", _row(artifact, Artifact.model_fields), ("uid",))
+
+    def artifacts(self, run_uid: uuid.UUID) -> list[Artifact]:
+        """Files of a run, by epoch and path."""
+        return self._read(Artifact, "artifacts", {"run_uid": str(run_uid)}, ("epoch_number", "path", "uid"))
 
     def _runs(self, equal: Mapping[str, Any]) -> list[TrainingRun]:
         # Rows that a user's own table had before carry no parameters of ours: they are not runs of ours.

@@ -39,6 +39,9 @@ def test_the_promised_commands_are_there() -> None:
         (["run", "broken.toml"], "unknown key campaign.nam"),
         (["runs", "--where", "network_dim big", "--home", "nowhere"], "network_dim big"),
         (["stattus"], "No such command"),
+        (["import", "missing.toml", "--home", "nowhere"], "missing.toml does not exist"),
+        (["import", "--home", "nowhere"], "nothing to import"),
+        (["log", "1", "8", "8", "8", "--home", "nowhere"], "no pixelloop home at nowhere"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, arguments: list[str], sentence: str) -> None:

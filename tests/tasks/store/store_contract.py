@@ -19,7 +19,20 @@ from schema.findings import (
     Prediction,
     RefusedProposal,
 )
-from schema.runs import EpochMetrics, EpochResult, Outcome, PictureMetrics, RunStatus, TrainingRun, epoch_uid, run_uid
+from schema.runs import (
+    Artifact,
+    EpochMetrics,
+    EpochResult,
+    HumanRating,
+    Outcome,
+    PictureMetrics,
+    RunStatus,
+    TrainingRun,
+    artifact_uid,
+    epoch_uid,
+    rating_uid,
+    run_uid,
+)
 from tasks.store.base import Condition, EpochColours, Store
 
 HOME = uuid.UUID(int=7)
@@ -233,3 +246,41 @@ class StoreContract:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda n: store.save_run(make_run(n)), range(20)))
         assert [r.number for r in store.runs("night")] == list(range(20))
+
+    def test_a_later_word_of_a_person_takes_the_place_of_the_earlier(self, store: Store) -> None:
+        run = make_run(0)
+        store.save_run(run)
+        store.save_epoch(make_epoch(run, 1))
+        for visual in (4.0, 7.5):
+            rating = HumanRating(
+                uid=rating_uid(run.uid, 1),
+                run_uid=run.uid,
+                epoch_number=1,
+                visual=visual,
+                words="nice",
+                created_at=START,
+            )
+            store.save_rating(rating)
+        assert store.ratings(run.uid) == [rating]
+        assert rating.quality == 75.0
+        assert store.epochs(run.uid) == [make_epoch(run, 1)]
+        with pytest.raises(NotFoundError):
+            store.save_rating(rating.changed(run_uid=make_run(5).uid))
+
+    def test_files_are_remembered_once_by_epoch(self, store: Store) -> None:
+        run = make_run(0)
+        store.save_run(run)
+        for epoch, path in ((None, "report.html"), (2, "b"), (1, "a"), (1, "a")):
+            store.save_artifact(
+                Artifact(
+                    uid=artifact_uid(run.uid, path),
+                    run_uid=run.uid,
+                    epoch_number=epoch,
+                    kind="checkpoint",
+                    path=path,
+                    storage="local",
+                    bytes=2**40,
+                    created_at=START,
+                )
+            )
+        assert [(a.path, a.bytes) for a in store.artifacts(run.uid)] == [(p, 2**40) for p in ("a", "b", "report.html")]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import psycopg
 import pytest
 
 from schema.errors import StoreError
+from schema.findings import Diagnosis
+from schema.runs import EpochMetrics, HumanRating, PictureMetrics, rating_uid
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
 from tasks.store.postgres import PostgresStore
@@ -16,22 +19,47 @@ FILES = sorted((Path(__file__).parents[3] / "schema" / "supabase" / "migrations"
 
 USERS_TABLES = """
 create table training_runs (
-    id serial primary key, run_name varchar(255) not null, run_date timestamp, status varchar(50) default 'completed',
-    base_model varchar(255), num_images integer, network_dim integer, quality_score integer, best_epoch integer,
-    overall_verdict text, production_ready boolean, issues_found text[], notes text
+    id serial primary key, run_name varchar(255) not null, run_date timestamp default '2026-05-01 21:30',
+    status varchar(50) default 'completed', base_model varchar(255), model_type varchar(50), num_images integer,
+    caption_version varchar(50), resolution integer, network_dim integer, network_alpha integer,
+    learning_rate numeric(12, 10), keep_tokens integer, shuffle_caption boolean, noise_offset numeric,
+    quality_score integer check (quality_score between 0 and 10), best_epoch integer, overall_verdict text,
+    production_ready boolean default false, issues_found text[], notes text, all_parameters jsonb
 );
 create table epoch_results (
     id serial primary key, training_run_id integer references training_runs (id), epoch_number integer not null,
-    visual_quality_score integer, is_photorealistic boolean, verdict text, observations text
+    visual_quality_score integer, style_match_score integer, prompt_adherence_score numeric(3, 1),
+    has_wrong_backgrounds boolean, is_photorealistic boolean, is_overtrained boolean, verdict varchar(20),
+    observations text, lora_path text
 );
-insert into training_runs (run_name, network_dim, quality_score) values ('sprites v7', 64, 4), ('sprites v8', 32, 8);
-insert into epoch_results (training_run_id, epoch_number, is_photorealistic) values (1, 7, true);
+insert into training_runs (run_name, base_model, model_type, num_images, caption_version, resolution, network_dim,
+    learning_rate, quality_score, best_epoch, overall_verdict, issues_found, notes)
+values
+    ('sprites v7', 'sd15.safetensors', 'sd15', 203, 'v5', 512, 64, 0.0001, 4, 7, 'photoreal faces',
+        array['photorealistic', 'wrong "background"'], E'grün\n👑'),
+    ('sprites v8', 'sd15.safetensors', 'sd15', 203, 'v6', 512, 32, 0.0000300001, 8, 8, 'good', '{}', null),
+    ('sprites v9', null, null, null, null, null, null, null, null, null, null, null, null);
+insert into epoch_results (training_run_id, epoch_number, visual_quality_score, style_match_score,
+    prompt_adherence_score, has_wrong_backgrounds, is_photorealistic, is_overtrained, verdict, observations)
+values (1, 7, 5, 4, 6.5, true, true, false, 'skip', 'background right for the first time'),
+    (1, 10, 3, 4, 5, true, true, true, 'fail', 'wrong again'), (2, 8, 8, 9, 7, false, false, null, 'good', null);
 """
 
 
 def query(url: str, sql: str) -> list[tuple[object, ...]]:
     with psycopg.connect(url) as connection:
         return connection.execute(sql.encode()).fetchall()
+
+
+def users_rows(url: str) -> list[list[tuple[object, ...]]]:
+    """Every value of the user's own columns, as text with its type."""
+    found = []
+    for table, part in (("training_runs", USERS_TABLES.split(");")[0]), ("epoch_results", USERS_TABLES.split(");")[1])):
+        words = [piece.split() for piece in re.split(r",\s+(?![\d])", part.partition(" (\n")[2])]
+        columns = [word[0] for word in words if word]
+        shown = ", ".join(f"{c}::text, pg_typeof({c})::text" for c in columns)
+        found.append(query(url, f"select {shown} from {table} order by id"))
+    return found
 
 
 def test_each_file_is_applied_once(empty_url: str) -> None:
@@ -47,20 +75,36 @@ def test_two_programs_may_migrate_at_once(empty_url: str) -> None:
     assert sorted(map(len, applied)) == [0, len(FILES)]
 
 
-def test_a_users_tables_keep_every_row_and_column(empty_url: str) -> None:
+def test_a_users_tables_keep_every_row_and_value(empty_url: str) -> None:
     with psycopg.connect(empty_url) as connection:
-        connection.execute(USERS_TABLES)
+        connection.execute(USERS_TABLES.encode())
+    before = users_rows(empty_url)
+    assert [len(table) for table in before] == [3, 3]
+    assert [len(table[0]) for table in before] == [2 * 22, 2 * 12]
     migrate(empty_url)
-    rows = query(
-        empty_url, "select run_name, network_dim, quality_score, uid is not null from training_runs order by id"
-    )
-    assert rows == [("sprites v7", 64, 4, True), ("sprites v8", 32, 8, True)]
-    assert query(empty_url, "select epoch_number, is_photorealistic from epoch_results") == [(7, True)]
+    assert users_rows(empty_url) == before
+    assert query(empty_url, "select bool_and(uid is not null) from training_runs") == [(True,)]
     store = PostgresStore(empty_url)
     store.save_run(make_run(0))
     store.save_epoch(make_epoch(make_run(0), 1))
+    assert [h.run.run_name for h in store.history()] == ["night-000"]
     assert len(store.history()[0].epochs) == 1
     store.close()
+    assert [table[:3] for table in users_rows(empty_url)] == before
+
+
+def test_the_views_show_a_users_rows_beside_ours(empty_url: str) -> None:
+    with psycopg.connect(empty_url) as connection:
+        connection.execute(USERS_TABLES.encode())
+    migrate(empty_url)
+    runs = query(empty_url, "select run_name, quality_score from v_training_comparison order by run_name")
+    assert runs == [("sprites v7", 4), ("sprites v8", 8), ("sprites v9", None)]
+    epochs = query(
+        empty_url,
+        "select run_name, epoch_number, visual_quality_score, prompt_adherence_score::text"
+        " from v_epoch_metrics_progression order by 1, 2",
+    )
+    assert epochs == [("sprites v7", 7, 5, "6.5"), ("sprites v7", 10, 3, "5.0"), ("sprites v8", 8, 8, "7.0")]
 
 
 def test_a_users_table_that_demands_its_own_columns_takes_our_rows(empty_url: str) -> None:
@@ -80,10 +124,10 @@ def test_a_users_table_that_demands_its_own_columns_takes_our_rows(empty_url: st
 
 def test_a_users_repeated_epochs_are_kept_and_ours_are_single(empty_url: str) -> None:
     with psycopg.connect(empty_url) as connection:
-        connection.execute(USERS_TABLES)
+        connection.execute(USERS_TABLES.encode())
         connection.execute("insert into epoch_results (training_run_id, epoch_number) values (1, 7)")
     migrate(empty_url)
-    assert query(empty_url, "select count(*) from epoch_results") == [(2,)]
+    assert query(empty_url, "select count(*) from epoch_results") == [(4,)]
     store = PostgresStore(empty_url)
     store.save_run(make_run(0))
     store.save_epoch(make_epoch(make_run(0), 1))
@@ -135,3 +179,48 @@ def test_a_failing_file_names_itself_and_leaves_nothing(empty_url: str) -> None:
     with pytest.raises(StoreError, match=FILES[0].name):
         migrate(empty_url)
     assert query(empty_url, "select to_regclass('campaigns')") == [(None,)]
+
+
+def test_a_word_of_a_person_goes_into_the_columns_of_the_users_table(empty_url: str) -> None:
+    with psycopg.connect(empty_url) as connection:
+        connection.execute(USERS_TABLES.encode())
+    migrate(empty_url)
+    store, run = PostgresStore(empty_url), make_run(0)
+    store.save_run(run)
+    store.save_epoch(make_epoch(run, 1))
+    store.save_rating(
+        HumanRating(
+            uid=rating_uid(run.uid, 1),
+            run_uid=run.uid,
+            epoch_number=1,
+            visual=7,
+            prompt=6.5,
+            words="ok",
+            created_at=run.started_at,
+        )
+    )
+    store.close()
+    own = "visual_quality_score, style_match_score, prompt_adherence_score::text, observations"
+    assert query(empty_url, f"select {own} from epoch_results order by id desc limit 1") == [(7, None, "6.5", "ok")]
+
+
+def test_what_measurements_say_goes_into_the_users_columns(postgres_url: str) -> None:
+    store, run = PostgresStore(postgres_url), make_run(0)
+    overtrained = Diagnosis(
+        issue="overtrained", category="progression", severity=0.5, cause="", recommendation="", confidence=1
+    )
+    mean = PictureMetrics(
+        background_accuracy=20.0, edge_sharpness=1, pixel_art_purity=1, palette_size=9, palette_score=1, photorealism=1,
+        dithering_score=1, grid_confidence=1, style=1, overall=1,
+    )  # fmt: skip
+    wrong = overtrained.changed(issue="wrong_background")
+    store.save_run(run)
+    store.save_epoch(make_epoch(run, 1).changed(quantitative_metrics=EpochMetrics(mean=mean), diagnosed_issues=()))
+    store.save_epoch(
+        make_epoch(run, 2).changed(quantitative_metrics=EpochMetrics(mean=mean), diagnosed_issues=(wrong,))
+    )
+    store.save_epoch(make_epoch(run, 3))  # without a measured picture
+    store.save_run(run.changed(best_epoch=1, root_cause_diagnosis=(overtrained,), finished_at=run.started_at))
+    store.close()
+    flags = "select is_photorealistic, has_wrong_backgrounds, is_overtrained from epoch_results order by epoch_number"
+    assert query(postgres_url, flags) == [(False, False, False), (False, True, True), (None, None, None)]

@@ -1,0 +1,1 @@
+"""Runs of earlier days, read from what they left behind."""

@@ -1,0 +1,125 @@
+"""What a person wrote down: CSV, JSON or YAML, a row an epoch or a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from schema.errors import ConfigError
+from tasks.history.facts import EpochFound, Fact, Found, Source, typed
+
+_RUN = ("run_name", "run", "output_name", "name")
+_EPOCH = ("epoch_number", "epoch")
+_SCORES = {
+    "visual": ("visual_quality_score", "visual"), "style": ("style_match_score", "style"),
+    "prompt": ("prompt_adherence_score", "prompt"),
+}  # fmt: skip
+_WORDS = ("observations", "words", "notes", "verdict", "overall_verdict")
+_FIELDS = ("base_model", "dataset", "model_type", "num_images", "best_epoch")
+
+
+def read_document(path: Path) -> Any:
+    """A JSON or YAML file as plain data.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV file by its first line's names.
+
+    Raises:
+        ConfigError: no text, or no row.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return [{k.strip(): v for k, v in row.items() if k} for row in csv.DictReader(file)]
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"{path} cannot be read as CSV: {error}") from None
+
+
+def rows_of(document: Any, path: Path) -> list[dict[str, Any]]:
+    """The rows of a document: a list of them, or a list under one key such as ``observations``.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if isinstance(document, Mapping):
+        lists = [value for value in document.values() if isinstance(value, list)]
+        document = lists[0] if len(lists) == 1 else document
+    if not isinstance(document, list) or not all(isinstance(row, Mapping) for row in document):
+        raise ConfigError(f"{path}: write a list of rows, each with run_name and what is known of it")
+    return [dict(row) for row in document]
+
+
+def read_rows(rows: Sequence[Mapping[str, Any]], place: str) -> list[Found]:
+    """One find a row.
+
+    Raises:
+        ConfigError: as `read_row`; the message names the row.
+    """
+    return [read_row(row, f"{place} row {number}") for number, row in enumerate(rows, 1)]
+
+
+def read_row(row: Mapping[str, Any], place: str) -> Found:
+    """What one row tells of a run or of an epoch. Scores are 0-10, quality 0-100, quality_score 0-10.
+
+    Raises:
+        ConfigError: a row without a run, or a score that is none.
+    """
+    run, notes = _first(row, _RUN), list[str]()
+    if not run:
+        raise ConfigError(f"{place}: it names no run: give a column run_name")
+    epoch, quality = _first(row, _EPOCH), _quality(row, place)
+    words = "; ".join(str(row[name]) for name in _WORDS if row.get(name)) or None
+    scores = {name: _score(row, columns, place, 10) for name, columns in _SCORES.items()}
+    parameters = {k: v for k, v in row.items() if k not in ("prompt", "style", "visual", *_FIELDS)}
+    facts = [*typed(parameters, Source.STATED, place, notes)]
+    facts += [Fact(name, row[name], Source.STATED, place) for name in _FIELDS if row.get(name) not in (None, "")]
+    if epoch is None:
+        if words:
+            facts.append(Fact("notes", words, Source.STATED, place))
+        if quality is not None:
+            facts.append(Fact("quality", quality, Source.STATED, place))
+        return Found(place, str(run), tuple(facts), notes=tuple(notes))
+    try:
+        number = int(epoch)
+    except ValueError:
+        raise ConfigError(f"{place}: epoch must be a number, but is {epoch!r}") from None
+    found = EpochFound(
+        number, visual=scores["visual"], style=scores["style"], prompt=scores["prompt"], quality=quality, words=words
+    )
+    return Found(place, str(run), tuple(facts), epochs=(found,), notes=tuple(notes))
+
+
+def _quality(row: Mapping[str, Any], place: str) -> float | None:
+    score = _score(row, ("quality_score",), place, 10)
+    return 10 * score if score is not None else _score(row, ("quality",), place, 100)
+
+
+def _score(row: Mapping[str, Any], columns: Sequence[str], place: str, most: float) -> float | None:
+    text = _first(row, columns)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        value = -1
+    if not 0 <= value <= most:
+        raise ConfigError(f"{place}: {columns[0]} must lie in 0-{most:g}, but is {text!r}")
+    return value
+
+
+def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((row[name] for name in names if row.get(name) not in (None, "")), None)
