@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from flows.cli_analysis import audit
 from flows.cli_measure import measure, retest
 from schema.errors import NotFoundError, PixelloopError
 
@@ -244,6 +245,7 @@ def compare(
 
 app.command()(measure)
 app.command()(retest)
+app.command()(audit)
 
 
 def main() -> NoReturn:

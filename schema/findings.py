@@ -82,6 +82,46 @@ class Diagnosis(Frozen):
     normal_for_epoch: bool = Field(False, description="history says it resolves in later epochs")
 
 
+class Level(StrEnum):
+    """How much a finding of the data audit weighs."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+class AuditFinding(Frozen):
+    """One thing that the audit of a data set found."""
+
+    check: str = Field(description="missing_caption | shared_code | caption_mismatch | soft_edges | few_pictures | ...")
+    level: Level = Field(description="an error stops a night, a warning is shown before it, a note is for reading")
+    sentence: str = Field(description="what is wrong and where")
+    mend: str = Field("", description="what to do about it")
+    count: int = Field(0, ge=0, description="pictures it concerns")
+    share: float = Field(0.0, ge=0, le=1, description="of all pictures")
+    files: tuple[str, ...] = Field((), description="the pictures, the first few")
+
+
+class DataAudit(Frozen):
+    """What the audit of a data set found; its findings are features for the diagnosis."""
+
+    dataset: str
+    pictures: int = Field(ge=0)
+    findings: tuple[AuditFinding, ...] = ()
+    balance: dict[str, dict[str, int]] = Field({}, description="by attribute, pictures of each value in the captions")
+    protected: tuple[str, ...] = Field((), description="tags that keep_tokens keeps in front, the commonest first")
+
+    @property
+    def errors(self) -> tuple[AuditFinding, ...]:
+        """Findings that stop a night."""
+        return tuple(f for f in self.findings if f.level is Level.ERROR)
+
+    @property
+    def warnings(self) -> tuple[AuditFinding, ...]:
+        """Findings that are shown before a night starts."""
+        return tuple(f for f in self.findings if f.level is Level.WARNING)
+
+
 class ParameterEffect(Frozen):
     """How one parameter moved with one outcome over the runs seen."""
 
