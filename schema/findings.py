@@ -69,6 +69,17 @@ class RefusedProposal(Frozen):
     created_at: datetime
 
 
+class LikelyCause(Frozen):
+    """What may have made a run worse than healthy ones, and what to do about it."""
+
+    factor: str = Field(description="what is blamed: a training parameter, or a check of the data audit")
+    category: str = Field(description="architecture | captions | dynamics | data | progression | loss | resources")
+    sentence: str
+    recommendation: str
+    confidence: float = Field(ge=0, le=1, description="chance that this is the cause, among all known suspects")
+    evidence: tuple[str, ...] = ()
+
+
 class Diagnosis(Frozen):
     """One problem found in a run or epoch, its likely cause and what to change."""
 
@@ -80,6 +91,8 @@ class Diagnosis(Frozen):
     confidence: float = Field(ge=0, le=1)
     evidence: tuple[str, ...] = Field((), description="measurements and runs the diagnosis rests on")
     normal_for_epoch: bool = Field(False, description="history says it resolves in later epochs")
+    causes: tuple[LikelyCause, ...] = Field((), description="all that may be blamed, the likeliest first")
+    expected_gain: float | None = Field(None, description="quality points that healthy runs have more; None: unknown")
 
 
 class Level(StrEnum):
