@@ -13,6 +13,7 @@ from prefect import flow, runtime
 
 from flows import interrupt, progress
 from flows.analysis import analysis
+from flows.data import audit_before
 from flows.epoch import draw, measure_epoch
 from flows.trial import trial
 from flows.wiring import Context, open_campaign, session
@@ -74,8 +75,8 @@ def _repeat_best(context: Context, budget: Budget) -> None:
 
 
 def _begin(context: Context) -> None:
-    """Register the campaign, learn from earlier ones, and measure the base model once."""
-    _save(context, "running")
+    """Audit the data, register the campaign, learn from earlier ones, and measure the base model once."""
+    _save(context, "running", audit=audit_before(context).model_dump(mode="json"))
     adopted = context.study.warm_start([h for h in context.related() if h.run.campaign != context.name])
     if adopted:
         progress.listener.message(f"{adopted} earlier runs on the same model and data are taken into account")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from flows.cli_analysis import audit
 from flows.cli_measure import measure, retest
 from flows.cli_store import import_, log
 from schema.errors import NotFoundError, PixelloopError
@@ -247,6 +248,7 @@ app.command()(measure)
 app.command()(retest)
 app.command("import")(import_)
 app.command()(log)
+app.command()(audit)
 
 
 def main() -> NoReturn:

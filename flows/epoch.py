@@ -11,6 +11,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows import progress
+from flows.data import audited
 from flows.wiring import Context, open_campaign
 from optimizer.analysis.diagnosis import diagnose_epoch
 from optimizer.objective import quality_of
@@ -74,7 +75,7 @@ def measure_epoch(context: Context, run: TrainingRun, epoch_number: int, picture
     metrics = summarise(measure(pictures, [p.expectation for p in prompts]))
     metrics = with_set_measures(metrics, as_bytes(pictures), [p.name for p in prompts], training)
     total = run.all_parameters["max_train_epochs"]
-    issues = diagnose_epoch(metrics, epoch_number, int(total or 1), run, context.store.history())
+    issues = diagnose_epoch(metrics, epoch_number, int(total or 1), run, context.store.history(), audited(context))
     folder = context.home.base_samples(context.name) if epoch_number == 0 else context.folder(run.number)
     return EpochResult(
         uid=epoch_uid(run.uid, epoch_number),

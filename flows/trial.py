@@ -14,6 +14,7 @@ from prefect import flow
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows import interrupt, progress
+from flows.data import audited
 from flows.epoch import epoch
 from flows.wiring import Context, open_campaign
 from optimizer.analysis.diagnosis import diagnose_run
@@ -111,7 +112,8 @@ def _finish(context: Context, run: TrainingRun) -> str:
     """Write the end of a run everywhere it is kept, the store last told nothing that it has not."""
     epochs = tuple(context.store.epochs(run.uid))
     run = _with_best(run, epochs)
-    diagnoses = diagnose_run(RunHistory(run=run, epochs=epochs), context.store.history(), context.space)
+    ended = RunHistory(run=run, epochs=epochs)
+    diagnoses = diagnose_run(ended, context.store.history(), context.space, audited(context))
     run = run.changed(
         status=RunStatus.FINISHED,
         finished_at=datetime.now(UTC),

@@ -70,6 +70,17 @@ class RefusedProposal(Frozen):
     created_at: datetime
 
 
+class LikelyCause(Frozen):
+    """What may have made a run worse than healthy ones, and what to do about it."""
+
+    factor: str = Field(description="what is blamed: a training parameter, or a check of the data audit")
+    category: str = Field(description="architecture | captions | dynamics | data | progression | loss | resources")
+    sentence: str
+    recommendation: str
+    confidence: float = Field(ge=0, le=1, description="chance that this is the cause, among all known suspects")
+    evidence: tuple[str, ...] = ()
+
+
 class Diagnosis(Frozen):
     """One problem found in a run or epoch, its likely cause and what to change."""
 
@@ -81,6 +92,48 @@ class Diagnosis(Frozen):
     confidence: float = Field(ge=0, le=1)
     evidence: tuple[str, ...] = Field((), description="measurements and runs the diagnosis rests on")
     normal_for_epoch: bool = Field(False, description="history says it resolves in later epochs")
+    causes: tuple[LikelyCause, ...] = Field((), description="all that may be blamed, the likeliest first")
+    expected_gain: float | None = Field(None, description="quality points that healthy runs have more; None: unknown")
+
+
+class Level(StrEnum):
+    """How much a finding of the data audit weighs."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+class AuditFinding(Frozen):
+    """One thing that the audit of a data set found."""
+
+    check: str = Field(description="missing_caption | shared_code | caption_mismatch | soft_edges | few_pictures | ...")
+    level: Level = Field(description="an error stops a night, a warning is shown before it, a note is for reading")
+    sentence: str = Field(description="what is wrong and where")
+    mend: str = Field("", description="what to do about it")
+    count: int = Field(0, ge=0, description="pictures it concerns")
+    share: float = Field(0.0, ge=0, le=1, description="of all pictures")
+    files: tuple[str, ...] = Field((), description="the pictures, the first few")
+
+
+class DataAudit(Frozen):
+    """What the audit of a data set found; its findings are features for the diagnosis."""
+
+    dataset: str
+    pictures: int = Field(ge=0)
+    findings: tuple[AuditFinding, ...] = ()
+    balance: dict[str, dict[str, int]] = Field({}, description="by attribute, pictures of each value in the captions")
+    protected: tuple[str, ...] = Field((), description="tags that keep_tokens keeps in front, the commonest first")
+
+    @property
+    def errors(self) -> tuple[AuditFinding, ...]:
+        """Findings that stop a night."""
+        return tuple(f for f in self.findings if f.level is Level.ERROR)
+
+    @property
+    def warnings(self) -> tuple[AuditFinding, ...]:
+        """Findings that are shown before a night starts."""
+        return tuple(f for f in self.findings if f.level is Level.WARNING)
 
 
 class ParameterEffect(Frozen):

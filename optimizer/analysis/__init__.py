@@ -1,8 +1,8 @@
 """What the history teaches: what matters, why runs failed, what to try next."""
 
 from optimizer.analysis.compare import Comparison, compare
-from optimizer.analysis.diagnosis import diagnose_epoch, diagnose_run
+from optimizer.analysis.diagnosis import blamed, diagnose_epoch, diagnose_run
 from optimizer.analysis.hypotheses import next_experiments
 from optimizer.analysis.impact import effects
 
-__all__ = ["Comparison", "compare", "diagnose_epoch", "diagnose_run", "effects", "next_experiments"]
+__all__ = ["Comparison", "blamed", "compare", "diagnose_epoch", "diagnose_run", "effects", "next_experiments"]

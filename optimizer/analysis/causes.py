@@ -26,6 +26,7 @@ class Cause:
     recommendation: str
     confidence: float
     evidence: tuple[str, ...] = ()
+    factors: tuple[str, ...] = ()  # the parameters that are blamed
 
 
 @dataclass(frozen=True)
@@ -123,4 +124,5 @@ def _told(
         recommendation=f"try {instead} as in {good.name}",
         confidence=min((hit + 1) / (inside + 2) * (1 - p_value) / len(both), 0.95),
         evidence=tuple(c.name for c, i in zip(cases, found.inside, strict=True) if i and c.affected),
+        factors=tuple(both),
     )

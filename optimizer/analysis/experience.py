@@ -57,6 +57,17 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
             "small features are learnt last, or too few pictures show one", "train longer, or add pictures with a crown"
         ),
     ),
+    "missing_accessory": (
+        _Experience(
+            "small features are learnt last, or too few pictures show one", "train longer, or add pictures that show it"
+        ),
+    ),
+    "memorised": (
+        _Experience("the pictures were seen too often, or are too few", "add pictures, or lower max_train_epochs"),
+    ),
+    "below_healthy": (
+        _Experience("no single parameter stands out", "go back to the best run's setting and change one parameter"),
+    ),
     "noisy_palette": (
         _Experience("so high a rank has room for noise", "lower network_dim to 32 or less", "network_dim >= 64"),
         _Experience("noise offset shifts flat colours", "lower noise_offset", "noise_offset > 0.05"),

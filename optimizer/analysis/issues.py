@@ -14,6 +14,7 @@ _LATE_FALL = 5.0  # quality points
 _LATE_GAIN = 2.0
 _SHARP = 40.0
 _PALETTE = 60.0
+_WORN = 50.0
 _COLLAPSED = 5.0
 
 
@@ -40,6 +41,8 @@ def picture_issues(metrics: EpochMetrics) -> tuple[Issue, ...]:
         _two_toned(metrics),
         _colour("wrong_hair", "hair", metrics.mean.hair_accuracy),
         _missing_crown(metrics),
+        _missing_accessory(metrics.mean),
+        _memorised(metrics),
         _noisy_palette(metrics.mean),
         _blurred(metrics.mean),
     ]
@@ -97,6 +100,21 @@ def _missing_crown(metrics: EpochMetrics) -> Issue | None:
     if share is None or share >= 1 - _SHARE:
         return None
     return _issue("missing_crown", "captions", 1 - share, f"{share:.0%} of the promised crowns are there")
+
+
+def _missing_accessory(mean: PictureMetrics) -> Issue | None:
+    worn = {kind: score for kind, score in mean.accessories.items() if score < _WORN}
+    if not worn:
+        return None
+    text = ", ".join(f"{kind} {score:.0f} of 100" for kind, score in worn.items())
+    return _issue("missing_accessory", "captions", 1 - min(worn.values()) / 100, text)
+
+
+def _memorised(metrics: EpochMetrics) -> Issue | None:
+    share = metrics.memorised_share
+    if share is None or share <= _SHARE:
+        return None
+    return _issue("memorised", "progression", share, f"{share:.0%} of the pictures copy a training picture")
 
 
 def _noisy_palette(mean: PictureMetrics) -> Issue | None:

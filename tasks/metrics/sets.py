@@ -108,6 +108,16 @@ def memorised(pixels: Tensor, training: Training) -> Tensor:
     return nearest < _NEAR * training.usual
 
 
+def near_twins(pixels: Sequence[Tensor]) -> list[bool]:
+    """Which pictures (3, H, W) uint8 of any sizes are as near to another one as a copy would be."""
+    if len(pixels) < 3:
+        return [False] * len(pixels)
+    training = Training.of(pixels)
+    apart = _distances(training.thumbs, training.thumbs)
+    apart.fill_diagonal_(torch.inf)
+    return [bool(near) for near in apart.amin(1) < _NEAR * training.usual]
+
+
 def seed_spread(pictures: Sequence[PictureMetrics], prompts: Sequence[str]) -> float | None:
     """Standard deviation of the overall figure over seeds, mean over prompts; None with one seed each."""
     by_prompt: dict[str, list[float]] = {}

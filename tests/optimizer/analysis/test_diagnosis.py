@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from optimizer.analysis import diagnose_epoch, diagnose_run
+from optimizer.analysis import blamed, diagnose_epoch, diagnose_run
+from schema.findings import AuditFinding, DataAudit, Level
 from schema.runs import EpochMetrics, Outcome, RunHistory
 from tests.optimizer.worlds import a_run, metrics, random_runs, space_of
 
@@ -119,4 +120,79 @@ def test_every_failed_run_of_a_night_is_diagnosed() -> None:
     history = random_runs(SPACE, 30, seed=3)
     for run in history:
         bad = run.run.quality is None or run.run.quality < SPACE.failed_quality
-        assert bool(diagnose_run(run, history, SPACE)) == bad
+        found = {d.issue for d in diagnose_run(run, history, SPACE)}
+        assert bool(found - {"below_healthy", "risky_setting"}) == bad
+
+
+def healthy_runs(n: int = 8, **more: Any) -> list[RunHistory]:
+    """Runs that differ little and are all good."""
+    rates = [1e-4 * 1.2**i for i in range(n)]
+    return [
+        a_run(i, SPACE.complete({"learning_rate": rate, "network_dim": 16}), epochs=[metrics(70.0 + i % 3)], **more)
+        for i, rate in enumerate(rates)
+    ]
+
+
+def test_a_setting_unlike_healthy_ones_is_blamed_for_a_worse_run() -> None:
+    bad = a_run(20, SPACE.complete({"learning_rate": 3e-6, "network_dim": 16}), epochs=[metrics(45.0)])
+    (found,) = diagnose_run(bad, healthy_runs(), SPACE)
+    assert found.issue == "below_healthy"
+    assert [c.factor for c in blamed([found])] == ["learning_rate"]
+    assert "0.0001 to 0.000358" in found.recommendation
+    assert found.expected_gain == pytest.approx(26.0)
+
+
+def test_a_healthy_run_among_healthy_ones_has_no_diagnosis() -> None:
+    runs = healthy_runs()
+    assert [diagnose_run(run, runs, SPACE) for run in runs] == [()] * len(runs)
+
+
+def test_an_issue_of_most_healthy_runs_is_normal() -> None:
+    runs = [a_run(i, SPACE.complete({}), epochs=[metrics(70.0, edge_sharpness=20.0)]) for i in range(5)]
+    (found,) = diagnose_run(runs[0], runs, SPACE)
+    assert found.normal_for_epoch
+    assert blamed([found]) == ()
+
+
+def test_a_clear_risk_is_told_although_no_harm_was_measured() -> None:
+    run = a_run(20, SPACE.complete({"learning_rate": 1.5e-4, "network_dim": 16, "color_aug": True}), 71.0)
+    (found,) = diagnose_run(run, healthy_runs(), SPACE)
+    assert found.issue == "risky_setting"
+    assert found.severity < 0.2
+    assert blamed([found])[0].factor == "color_aug"
+
+
+def test_what_healthy_runs_do_as_well_is_no_risk() -> None:
+    runs = [
+        a_run(i, SPACE.complete({"color_aug": i % 2 == 0, "cache_latents": False}), epochs=[metrics(70.0 + i % 2)])
+        for i in range(6)
+    ]
+    assert diagnose_run(runs[0], runs, SPACE) == ()
+
+
+@pytest.mark.parametrize(("check", "found"), [("caption_mismatch", metrics(40.0, background_accuracy=20.0))])
+def test_findings_of_the_audit_are_suspects(check: str, found: EpochMetrics) -> None:
+    audit = DataAudit(
+        dataset="data", pictures=20,
+        findings=(AuditFinding(check=check, level=Level.WARNING, sentence="wrong", mend="mend", count=20, share=1.0),),
+    )  # fmt: skip
+    run = a_run(20, SPACE.complete({"learning_rate": 1.5e-4, "network_dim": 16}), epochs=[found])
+    causes = blamed(diagnose_run(run, healthy_runs(), SPACE, audit))
+    assert [c.factor for c in causes] == [check]
+    assert causes[0].confidence > 0.8
+
+
+def test_a_rank_is_blamed_for_itself_not_for_its_alpha() -> None:
+    run = a_run(20, SPACE.complete({"learning_rate": 1.5e-4, "network_dim": 512}), epochs=[metrics(30.0)])
+    assert [c.factor for c in blamed(diagnose_run(run, healthy_runs(), SPACE))] == ["network_dim"]
+
+
+@pytest.mark.parametrize(
+    ("found", "issue"),
+    [
+        (metrics(shares={"memorised_share": 0.5}), "memorised"),
+        (metrics(accessories={"hat": 10.0, "earrings": 90.0}), "missing_accessory"),
+    ],
+)
+def test_copies_and_missing_things(found: EpochMetrics, issue: str) -> None:
+    assert epoch_issues(found) == {issue}

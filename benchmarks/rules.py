@@ -1,0 +1,86 @@
+"""Generated histories whose rule is known: does the impact analysis find it, and nothing where nothing is?"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+
+from optimizer.analysis import effects
+from optimizer.space import Space
+from schema.campaign import CampaignFile
+from schema.parameters import Parameters
+from schema.runs import Outcome, RunHistory, RunStatus, TrainingRun
+
+_START = datetime(2026, 1, 1, tzinfo=UTC)
+_RUNS = 40
+_NOISE = 4.0
+_CLAIMS = ("critical", "secondary")
+MATTERING = frozenset(("network_dim", "learning_rate"))
+"""Parameters that the generated quality depends on."""
+
+
+def space() -> Space:
+    """Six parameters, of which two matter."""
+    return Space.of(
+        CampaignFile.model_validate(
+            {
+                "campaign": {"name": "rules", "base_model": "base", "dataset": "data"},
+                "search": {
+                    "learning_rate": {"low": 1e-5, "high": 1e-3},
+                    "network_dim": {"low": 4, "high": 128},
+                    "keep_tokens": {"low": 0, "high": 3},
+                    "caption_dropout_rate": {"low": 0.0, "high": 0.2},
+                    "lr_scheduler": {"choices": ["constant", "cosine", "linear"]},
+                    "flip_aug": {"choices": [True, False]},
+                },
+                "fixed": {"shuffle_caption": True},
+            }
+        )
+    )
+
+
+def quality(parameters: Parameters) -> float:
+    """The rule: 25 points less above rank 32, and a peak of the learning rate at 1e-4."""
+    rate, rank = float(parameters["learning_rate"] or 0), float(parameters["network_dim"] or 0)
+    return 70 - (25 if rank > 32 else 0) - 20 * float(np.log10(rate / 1e-4)) ** 2
+
+
+def history(seed: int, within: Space) -> list[RunHistory]:
+    """Runs at random settings, with noise."""
+    rng = np.random.default_rng(seed)
+    settings = [within.complete(within.at(rng.random(len(within.names)))) for _ in range(_RUNS)]
+    return [_run(i, p, float(np.clip(quality(p) + rng.normal(0, _NOISE), 0, 100))) for i, p in enumerate(settings)]
+
+
+def _run(number: int, parameters: Parameters, reached: float) -> RunHistory:
+    run = TrainingRun(
+        uid=uuid.UUID(int=number), campaign="rules", number=number, run_name=f"rules-{number:03d}",
+        status=RunStatus.FINISHED, outcome=Outcome.OK, base_model="base", dataset="data", all_parameters=parameters,
+        quality=reached, started_at=_START + timedelta(hours=number),
+    )  # fmt: skip
+    return RunHistory(run=run)
+
+
+def shuffled(runs: list[RunHistory], seed: int) -> list[RunHistory]:
+    """The same settings, outcomes dealt anew."""
+    order = np.random.default_rng(seed).permutation(len(runs))
+    return [RunHistory(run=r.run.changed(quality=runs[int(i)].run.quality)) for r, i in zip(runs, order, strict=True)]
+
+
+def claims_on_shuffles(draws: int) -> float:
+    """Share of the shuffles in which any parameter is claimed to matter."""
+    within = space()
+    runs = history(0, within)
+    return float(np.mean([bool(_claimed(shuffled(runs, seed), within)) for seed in range(draws)]))
+
+
+def rules_recovered(draws: int) -> float:
+    """Share of the histories in which the parameters that matter, and no others, are claimed."""
+    within = space()
+    return float(np.mean([_claimed(history(seed, within), within) == MATTERING for seed in range(draws)]))
+
+
+def _claimed(runs: list[RunHistory], within: Space) -> frozenset[str]:
+    return frozenset(row.parameter for row in effects(runs, within) if row.verdict in _CLAIMS)

@@ -1,0 +1,155 @@
+"""What healthy runs look like: the measure of whether another run is ill, and in what it differs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from optimizer.analysis.impact import NO_CAUSE
+from optimizer.history import best_quality
+from optimizer.space import active
+from schema.parameters import PARAMETERS, Parameters, ParameterValue
+from schema.runs import Outcome, RunHistory
+from schema.taxonomy import Category, Kind
+
+_LEAST = 3
+_GOOD = 0.8  # of the best run's quality
+_SPREAD = 2.0  # quality points: runs that differ by the seed alone differ by about one
+_ALLOWANCE = 3.0  # spreads below the median of healthy runs
+_NO_CATEGORY = (Category.RESOURCES,)
+_VIEWED_TOGETHER = frozenset(("num_repeats", "max_train_steps", "train_batch_size"))
+
+ALPHAS = {"network_alpha": "network_dim", "conv_alpha": "conv_dim"}
+"""Alphas with the ranks that they are divided by."""
+
+
+@dataclass(frozen=True)
+class Departure:
+    """One parameter that lies outside what healthy runs have.
+
+    Attributes:
+        size: how far outside, in spans that a search has (`schema.taxonomy`); 1 for a value of no scale.
+        high: above them; None for a value of no scale.
+        usual: what they have, as values.
+    """
+
+    name: str
+    value: ParameterValue
+    size: float
+    high: bool | None
+    usual: tuple[ParameterValue, ...]
+
+
+@dataclass(frozen=True)
+class Healthy:
+    """Good runs to compare with: ended well, and not far below the best."""
+
+    runs: tuple[RunHistory, ...]
+
+    @classmethod
+    def of(cls, past: Sequence[RunHistory]) -> Healthy:
+        """The good ones of past runs; too few are none at all."""
+        ended = [h for h in past if h.run.outcome in (Outcome.OK, Outcome.STOPPED_EARLY)]
+        scores = [q for q in map(best_quality, ended) if q is not None]
+        good = [h for h in ended if scores and (best_quality(h) or 0.0) >= _GOOD * max(scores)]
+        return cls(tuple(good) if len(good) >= _LEAST else ())
+
+    def __bool__(self) -> bool:
+        return bool(self.runs)
+
+    @property
+    def quality(self) -> float:
+        """Median of their best qualities."""
+        return float(np.median([best_quality(h) or 0.0 for h in self.runs]))
+
+    @property
+    def floor(self) -> float:
+        """Quality below which a run is worse than chance makes healthy ones."""
+        qualities = np.array([best_quality(h) or 0.0 for h in self.runs])
+        spread = max(1.4826 * float(np.median(np.abs(qualities - np.median(qualities)))), _SPREAD)
+        return float(np.median(qualities)) - _ALLOWANCE * spread
+
+    def shortfall(self, run: RunHistory) -> float:
+        """Quality points that a run lacks against healthy ones; 0 where it is as good as chance makes them."""
+        quality = best_quality(run) or 0.0
+        return self.quality - quality if self and quality < self.floor else 0.0
+
+    def share_with(self, issue: str, names: Mapping[str, set[str]]) -> float:
+        """Share of the healthy runs that show an issue too; `names`: the issues of each by run name."""
+        return float(np.mean([issue in names[h.run.run_name] for h in self.runs])) if self else 0.0
+
+    def departures(self, run: RunHistory) -> list[Departure]:
+        """The parameters that lie outside what healthy runs have, the farthest first."""
+        if not self:
+            return []
+        mine, theirs = scaled(run), [scaled(h) for h in self.runs]
+        found = [_departure(name, mine[name], [other.get(name) for other in theirs]) for name in mine]
+        return sorted((d for d in found if d is not None and not self._follows(d.name, run)), key=lambda d: -d.size)
+
+    def _follows(self, name: str, run: RunHistory) -> bool:
+        """Whether an alpha's ratio is unusual for its rank alone, which is then a departure itself."""
+        if name not in ALPHAS:
+            return False
+        alphas = [_number(active(h.run.all_parameters)[name]) for h in self.runs]
+        usual, mine = [a for a in alphas if a is not None], _number(active(run.run.all_parameters)[name])
+        return mine is not None and bool(usual) and min(usual) <= mine <= max(usual)
+
+
+def scaled(run: RunHistory) -> Parameters:
+    """A run's effective parameters, alphas as their ratio to the rank: what a rank and its alpha share is no cause.
+
+    Repeats, batch and steps are left out: pictures seen in a run follow from epochs and the number of pictures.
+    """
+    used = active(run.run.all_parameters)
+    for alpha, rank in ALPHAS.items():
+        top, bottom = used[alpha], used[rank]
+        used[alpha] = float(top) / float(bottom) if isinstance(top, int | float) and bottom else None
+    kept = {n: v for n, v in used.items() if _may_cause(n)}
+    return kept | {"num_images": run.run.num_images}
+
+
+def _may_cause(name: str) -> bool:
+    spec = PARAMETERS[name]
+    return name not in NO_CAUSE and name not in _VIEWED_TOGETHER and spec.category not in _NO_CATEGORY
+
+
+def _departure(name: str, value: ParameterValue, others: Sequence[ParameterValue]) -> Departure | None:
+    """How a value lies outside others; None where it lies inside, or where they do not say."""
+    usual = tuple(dict.fromkeys(others))
+    if value in usual:
+        return None
+    numbers, number = [n for n in map(_number, usual) if n is not None], _number(value)
+    if number is None or not numbers:
+        return None if value is None or name == "num_images" else Departure(name, value, 1.0, None, usual)
+    low, high = min(numbers), max(numbers)
+    if low <= number <= high:
+        return None
+    above = number > high
+    size = _spans(name, number, high if above else low)
+    return Departure(name, value, size, above, tuple(sorted(numbers)))
+
+
+def _number(value: ParameterValue) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+_RATIOS = {"network_alpha": math.log(8), "conv_alpha": math.log(8), "num_images": math.log(16)}
+"""Log span of what the taxonomy has no search span for: alpha as a ratio, the number of pictures."""
+
+
+def _spans(name: str, value: float, edge: float) -> float:
+    """Distance of a value from an edge, in the parameter's search span."""
+    spec = PARAMETERS[name]
+    if name in _RATIOS or (spec.log and spec.search_low and spec.search_high):
+        span = _RATIOS.get(name) or math.log((spec.search_high or 0.0) / (spec.search_low or 1.0))
+        if value > 0 and edge > 0:
+            return abs(math.log(value / edge)) / span
+        return 1.0
+    if spec.search_low is not None and spec.search_high is not None:
+        return abs(value - edge) / (spec.search_high - spec.search_low)
+    if spec.kind in (Kind.INT, Kind.FLOAT) and value > 0 and edge > 0:
+        return abs(math.log(value / edge)) / math.log(10)
+    return 1.0

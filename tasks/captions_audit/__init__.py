@@ -1,0 +1,1 @@
+"""The data doctor: what is wrong with pictures and captions before a night is spent on them."""
