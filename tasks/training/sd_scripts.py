@@ -438,6 +438,7 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
     pipe, rest, poll = process.stdout.fileno(), b"", select.poll()
     poll.register(pipe, select.POLLIN)
     while True:
+        ended = process.poll() is not None  # asked first: all that it printed by then is there to be read
         ready = bool(poll.poll(_POLL * 1000))
         data = os.read(pipe, 1 << 16) if ready else b""
         *lines, rest = re.split(rb"[\r\n]+", rest + data)
@@ -445,7 +446,7 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
             lines, rest = [*lines, rest], b""
         yield from (line.decode("utf-8", "replace") for line in lines)
         yield None
-        if not data and (ready or process.poll() is not None):
+        if not data and (ready or ended):
             yield rest.decode("utf-8", "replace")
             return
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
@@ -27,6 +29,7 @@ import pytest
 from schema.errors import ConfigError
 from schema.parameters import PARAMETERS, Parameter, ParameterValue, with_defaults
 from schema.runs import Outcome
+from tasks.training import sd_scripts
 from tasks.training.config import TrainingConfig
 from tasks.training.events import (
     EpochEvent,
@@ -508,3 +511,32 @@ def test_no_parameter_is_dropped_in_silence(configuration: Callable[..., Trainin
     words = json.dumps([train, data])
     for spec in settable:
         assert f'"{renamed.get(spec.name, spec.name)}' in words, spec.name
+
+
+def test_what_is_printed_just_before_the_end_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process was silent when it was looked at, then printed and ended before its end was asked for."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "input(); print('last words')"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+    class Late:
+        """Looks in vain once, while the process goes on to its end."""
+
+        def __init__(self) -> None:
+            self._real, self._first = select.poll(), True
+
+        def register(self, *arguments: int) -> None:
+            self._real.register(*arguments)
+
+        def poll(self, timeout: float) -> list[tuple[int, int]]:
+            if self._first:
+                self._first = False
+                assert process.stdin is not None
+                process.stdin.write(b"\n")
+                process.stdin.close()
+                process.wait()
+                return []
+            return self._real.poll(timeout)
+
+    monkeypatch.setattr(sd_scripts, "select", SimpleNamespace(poll=Late, POLLIN=select.POLLIN))
+    assert "last words" in list(sd_scripts._lines(process))
