@@ -44,7 +44,7 @@ for epoch in range(1, epochs + 1):
     print("epoch %d/%d" % (epoch, epochs), flush=True)
     sys.stderr.write("\\rsteps: 100%%|##| %d/%d [00:01<00:01,  4.62s/it, avr_loss=0.1]" % (epoch, epochs))
     file = out / (name + ("" if epoch == epochs else "-%06d" % epoch) + ".safetensors")
-    print("saving checkpoint: %s" % file, flush=True)
+    print("\\nsaving checkpoint: %s" % file, flush=True)
     shutil.copy(Path(__file__).with_name("last.safetensors" if epoch == epochs else "lora.safetensors"), file)
 """
 _CAMPAIGN = """
