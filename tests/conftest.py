@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
+
+# A shell that starts the tests in the background has switched Ctrl-C off, for the programs that they start too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def remove(server: EmbeddedPostgres) -> None:
