@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from flows.cli_measure import measure, retest
-from flows.cli_store import import_, log
+from flows.cli_store import db, import_, log
 from schema.errors import NotFoundError, PixelloopError
 
 if TYPE_CHECKING:
@@ -247,6 +247,7 @@ app.command()(measure)
 app.command()(retest)
 app.command("import")(import_)
 app.command()(log)
+app.add_typer(db, name="db")
 
 
 def main() -> NoReturn:

@@ -29,6 +29,8 @@ from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
 from tasks.store.outbox import OutboxStore
 from tasks.store.postgres import PostgresStore
+from tasks.store.records import RecordStore
+from tasks.store.tables import Tables
 from tasks.training.config import load_config, write_config
 from tasks.training.dataset import dataset_fingerprint, num_images
 from tasks.training.launch import TrainerProcess
@@ -46,6 +48,7 @@ class Services:
     home: Home
     settings: Settings
     store: OutboxStore
+    tables: Tables
     database_url: str
     embedded: EmbeddedPostgres | None
     warm: WarmTrainer | None
@@ -106,14 +109,14 @@ def _open_home(place: Home) -> Services:
         embedded = EmbeddedPostgres(place.postgres)
         url = embedded.start()
     migrate(url)
-    tables = _store(settings, url, embedded)
-    store = OutboxStore(tables, place.outbox, lambda sentence: progress.listener.message(sentence))
+    kept = _store(settings, url, embedded)
+    store = OutboxStore(kept, place.outbox, lambda sentence: progress.listener.message(sentence))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place.compiled))
     warm = WarmTrainer(place.warm_log, settings.threads) if settings.warm_trainer else None
-    return Services(place, settings, store, url, embedded, warm)
+    return Services(place, settings, store, kept.tables, url, embedded, warm)
 
 
-def _store(settings: Settings, url: str, embedded: EmbeddedPostgres | None) -> Store:
+def _store(settings: Settings, url: str, embedded: EmbeddedPostgres | None) -> RecordStore:
     """Runs are kept on Supabase where a project is named; Optuna and Prefect need a Postgres beside it all the same."""
     if settings.supabase_url is None:
         return PostgresStore(url, embedded.start if embedded is not None else None)
