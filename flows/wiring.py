@@ -27,6 +27,7 @@ from tasks.home import Home, TrialFolder
 from tasks.store.base import CampaignRecord, Store
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
+from tasks.store.objects import LocalObjects, ObjectStore, SupabaseObjects
 from tasks.store.outbox import OutboxStore
 from tasks.store.postgres import PostgresStore
 from tasks.store.records import RecordStore
@@ -58,6 +59,20 @@ class Services:
         """Optuna keeps its tables in a schema of its own in the same database."""
         url = self.database_url.replace("postgresql://", "postgresql+psycopg://")
         return url + ("&" if "?" in url else "?") + "options=-csearch_path%3Doptuna"
+
+    @property
+    def objects(self) -> ObjectStore:
+        """Where files are kept: in the home, with copies in a bucket where one is named.
+
+        Raises:
+            ConfigError: a bucket without a project.
+        """
+        url, key, bucket = self.settings.supabase_url, self.settings.supabase_key, self.settings.bucket
+        if bucket is None:
+            return LocalObjects(self.home.root)
+        if url is None or key is None:
+            raise ConfigError("PIXELLOOP_BUCKET is set, so set SUPABASE_URL and SUPABASE_KEY as well")
+        return SupabaseObjects(url, key, bucket)
 
     def prefect_url(self) -> str:
         """Address of Prefect's own database, made if it is missing."""
