@@ -36,7 +36,7 @@ _PICTURE = PictureMetrics(
     edge_sharpness=50.0, pixel_art_purity=50.0, palette_size=16, palette_score=50.0, dithering_score=50.0,
     photorealism=10.0, grid_confidence=0.5, style=50.0, overall=50.0,
 )  # fmt: skip
-_RARE = '{"network_dim": 48, "seed": 17}'
+_RARE = '{"network_dim": 16, "seed": 17}'
 _FILL = """
 insert into training_runs (uid, campaign, number, run_name, base_model, dataset, status, outcome, quality, best_epoch,
     epochs_done, all_parameters, started_at)
@@ -98,7 +98,7 @@ def measure(url: str, runs: int) -> dict[str, Any]:
             print(plan + "\n")
     store = PostgresStore(url)
     some = store.runs("night-5")[7]
-    rare = [Condition.parse("network_dim == 48"), Condition.parse("seed == 17")]
+    rare = [Condition.parse("network_dim == 16"), Condition.parse("seed == 17")]
     new = _run(10**6)
     figures |= {
         "find_equal_ms": _ms(lambda: store.find_runs(rare)),
