@@ -16,7 +16,7 @@ from rich.console import Console
 
 from flows.cli_analysis import audit
 from flows.cli_measure import measure, retest
-from flows.cli_store import import_, log
+from flows.cli_store import db, import_, log
 from schema.errors import NotFoundError, PixelloopError
 
 if TYPE_CHECKING:
@@ -249,6 +249,7 @@ app.command()(retest)
 app.command("import")(import_)
 app.command()(log)
 app.command()(audit)
+app.add_typer(db, name="db")
 
 
 def main() -> NoReturn:

@@ -21,6 +21,7 @@ from optimizer.analysis.diagnosis import diagnose_run
 from optimizer.objective import best_epoch
 from schema.errors import PixelloopError
 from schema.runs import EpochResult, Outcome, RunHistory, RunStatus, TrainingRun
+from tasks.store.artifacts import settle
 from tasks.training.events import EpochEvent, FailedEvent, FinishedEvent, StartedEvent, StepEvent
 from tasks.training.launch import TrainerProcess
 
@@ -121,10 +122,21 @@ def _finish(context: Context, run: TrainingRun) -> str:
         recommended_next_steps=tuple(dict.fromkeys(d.recommendation for d in diagnoses)),
     )
     context.store.save_run(run)
+    _settle(context, run, epochs)
     outcome = run.outcome or Outcome.CRASHED
     context.study.finish(run.number, outcome, run.quality)
     progress.listener.trial_finished(run)
     return str(outcome)
+
+
+def _settle(context: Context, run: TrainingRun, epochs: tuple[EpochResult, ...]) -> None:
+    """Keep the run's files; what goes wrong with them is told and costs nothing else."""
+    try:
+        settle(
+            context.store, context.services.objects, context.home, run, epochs, context.file.retention.best_checkpoints
+        )
+    except PixelloopError as error:
+        progress.listener.message(f"[red]files of {run.run_name}[/]: {error}")
 
 
 def _with_best(run: TrainingRun, epochs: tuple[EpochResult, ...]) -> TrainingRun:

@@ -27,8 +27,11 @@ from tasks.home import Home, TrialFolder
 from tasks.store.base import CampaignRecord, Store
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
+from tasks.store.objects import LocalObjects, ObjectStore, SupabaseObjects
 from tasks.store.outbox import OutboxStore
 from tasks.store.postgres import PostgresStore, patient_connect
+from tasks.store.records import RecordStore
+from tasks.store.tables import Tables
 from tasks.training.config import load_config, write_config
 from tasks.training.dataset import dataset_fingerprint, num_images
 from tasks.training.launch import TrainerProcess
@@ -46,6 +49,7 @@ class Services:
     home: Home
     settings: Settings
     store: OutboxStore
+    tables: Tables
     database_url: str
     embedded: EmbeddedPostgres | None
     warm: WarmTrainer | None
@@ -63,6 +67,20 @@ class Services:
     def _optuna(self) -> str:
         url = self.database_url
         return url + ("&" if "?" in url else "?") + "options=-csearch_path%3Doptuna"
+
+    @property
+    def objects(self) -> ObjectStore:
+        """Where files are kept: in the home, with copies in a bucket where one is named.
+
+        Raises:
+            ConfigError: a bucket without a project.
+        """
+        url, key, bucket = self.settings.supabase_url, self.settings.supabase_key, self.settings.bucket
+        if bucket is None:
+            return LocalObjects(self.home.root)
+        if url is None or key is None:
+            raise ConfigError("PIXELLOOP_BUCKET is set, so set SUPABASE_URL and SUPABASE_KEY as well")
+        return SupabaseObjects(url, key, bucket)
 
     def prefect_url(self) -> str:
         """Address of Prefect's own database, made if it is missing."""
@@ -114,14 +132,14 @@ def _open_home(place: Home) -> Services:
         embedded = EmbeddedPostgres(place.postgres)
         url = embedded.start()
     migrate(url)
-    tables = _store(settings, url, embedded)
-    store = OutboxStore(tables, place.outbox, lambda sentence: progress.listener.message(sentence))
+    kept = _store(settings, url, embedded)
+    store = OutboxStore(kept, place.outbox, lambda sentence: progress.listener.message(sentence))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place.compiled))
     warm = WarmTrainer(place.warm_log, settings.threads) if settings.warm_trainer else None
-    return Services(place, settings, store, url, embedded, warm)
+    return Services(place, settings, store, kept.tables, url, embedded, warm)
 
 
-def _store(settings: Settings, url: str, embedded: EmbeddedPostgres | None) -> Store:
+def _store(settings: Settings, url: str, embedded: EmbeddedPostgres | None) -> RecordStore:
     """Runs are kept on Supabase where a project is named; Optuna and Prefect need a Postgres beside it all the same."""
     if settings.supabase_url is None:
         return PostgresStore(url, embedded.start if embedded is not None else None)

@@ -82,6 +82,14 @@ class StoppingSettings(Frozen):
     min_chance: float = Field(0.1, ge=0, le=1, description="stop below this chance of beating the best run")
 
 
+class RetentionSettings(Frozen):
+    """Which files stay when a trial has ended; pictures always do."""
+
+    best_checkpoints: int | None = Field(
+        None, ge=1, description="LoRA files kept of each run, the best ones; all if left out"
+    )
+
+
 class Campaign(Frozen):
     """One search: a model, a data set, a space, a budget."""
 
@@ -121,6 +129,7 @@ class CampaignFile(Frozen):
     budget: Budget = Budget()
     gate: GateSettings = GateSettings()
     stopping: StoppingSettings = StoppingSettings()
+    retention: RetentionSettings = RetentionSettings()
     folder: Path = Field(Path("."), exclude=True, description="folder of the file; set when it is read")
 
     @field_validator("search")

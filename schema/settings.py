@@ -25,6 +25,9 @@ class Settings(BaseSettings):
     supabase_key: SecretStr | None = Field(
         None, validation_alias="SUPABASE_KEY", description="the project's secret key, never a publishable one"
     )
+    bucket: str | None = Field(
+        None, description="private bucket of that project's storage for copies of LoRA files and pictures"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int = Field(1, ge=1, description="CPU threads of trainer and of sampler, each")
     warm_trainer: bool = Field(True, description="keep the base model loaded for the next trial, in main memory")

@@ -44,7 +44,10 @@ class RecordStore:
 
     def save_run(self, run: TrainingRun) -> None:
         """Insert or replace a run."""
-        self.tables.upsert("training_runs", _row(run, _RUN), ("uid",))
+        row = _row(run, _RUN)
+        if run.notes is None:  # a person may have written some into the table
+            del row["notes"]
+        self.tables.upsert("training_runs", row, ("uid",))
 
     def save_epoch(self, epoch: EpochResult) -> None:
         """Insert or replace an epoch; its run must be in the store.

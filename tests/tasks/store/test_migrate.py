@@ -223,4 +223,7 @@ def test_what_measurements_say_goes_into_the_users_columns(postgres_url: str) ->
     store.save_run(run.changed(best_epoch=1, root_cause_diagnosis=(overtrained,), finished_at=run.started_at))
     store.close()
     flags = "select is_photorealistic, has_wrong_backgrounds, is_overtrained from epoch_results order by epoch_number"
+    roadmap = "select quantitative_metrics->'color_accuracy'->>'background' from epoch_results where epoch_number = 1"
+    assert query(postgres_url, roadmap) == [("20.0",)]
+    assert query(postgres_url, "select all_parameters->>'network_dim' from training_runs") == [("16",)]
     assert query(postgres_url, flags) == [(False, False, False), (False, True, True), (None, None, None)]

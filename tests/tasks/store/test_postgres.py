@@ -87,3 +87,13 @@ def test_a_server_of_our_own_is_started_again_where_it_has_died(postgres_url: st
     assert store.runs() == [make_run(0)]
     assert len(asked) == 1
     store.close()
+
+
+def test_notes_that_a_person_wrote_into_the_table_stay(postgres_url: str) -> None:
+    store = PostgresStore(postgres_url)
+    store.save_run(make_run(0))
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("update training_runs set notes = 'odd'")
+    store.save_run(make_run(0).changed(quality=50.0))
+    assert (store.run("night", 0).notes, store.run("night", 0).quality) == ("odd", 50.0)
+    store.close()
