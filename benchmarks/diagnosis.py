@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.fault_trials import Laboratory, Trial
 from benchmarks.faults import FAULTS
-from benchmarks.rules import claims_on_shuffles, rules_recovered
+from benchmarks.rules import claims_on_shuffles, quality_claims_on_shuffles, rules_recovered
 from benchmarks.scores import mean
 from demo.workspace import PACKAGE
 from optimizer.analysis import blamed, diagnose_run
@@ -150,6 +150,7 @@ def measured(work: Path, data: Path | None, quick: bool) -> dict[str, float | in
         "first_where_harm_was_seen": mean([a.right(1) for a in faulty if a.harmed]),
         "false_alarms": mean([bool(a.causes) and a.causes[0].confidence >= _ALARM for a in well]),
         "false_claims_shuffled": claims_on_shuffles(40 if quick else 200),
+        "false_quality_claims_shuffled": quality_claims_on_shuffles(40 if quick else 200),
         "rule_recovered": rules_recovered(5 if quick else 20),
         "calibration_error": calibration_error(answers),
         "faulty_runs": len(faulty),

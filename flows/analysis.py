@@ -7,12 +7,15 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.data import audited
 from flows.wiring import Context, open_campaign
+from optimizer.analysis.diagnosis import diagnose_epoch, diagnose_run
 from optimizer.analysis.hypotheses import next_experiments
 from optimizer.analysis.impact import effects
 from optimizer.history import best_run
-from schema.findings import Analysis
-from schema.runs import TrainingRun
+from schema.errors import NotFoundError
+from schema.findings import Analysis, Diagnosis
+from schema.runs import RunHistory, TrainingRun
 from tasks.home import copy_atomically
 
 
@@ -39,6 +42,23 @@ def learn(context: Context) -> Analysis:
         hypotheses=next_experiments(history, context.space, surrogate, context.name, now),
         created_at=now,
     )
+
+
+def diagnosed(context: Context, run: RunHistory, epoch: int | None) -> tuple[Diagnosis, ...]:
+    """What is wrong with a run, or with one epoch of it, by all that is known now.
+
+    Raises:
+        NotFoundError: the epoch was not measured; the message lists those that were.
+    """
+    history, audit = context.store.history(), audited(context)
+    if epoch is None:
+        return diagnose_run(run, history, context.space, audit)
+    for one in run.epochs:
+        if one.epoch_number == epoch:
+            total = int(run.run.all_parameters["max_train_epochs"] or 1)
+            return diagnose_epoch(one.quantitative_metrics, epoch, total, run.run, history, audit)
+    known = ", ".join(str(e.epoch_number) for e in run.epochs) or "none"
+    raise NotFoundError(f"epoch {epoch} of {run.run.run_name} was not measured: there is {known}")
 
 
 def note_trial(context: Context, run: TrainingRun) -> None:

@@ -124,13 +124,10 @@ def test_every_failed_run_of_a_night_is_diagnosed() -> None:
         assert bool(found - {"below_healthy", "risky_setting"}) == bad
 
 
-def healthy_runs(n: int = 8, **more: Any) -> list[RunHistory]:
+def healthy_runs(**more: Any) -> list[RunHistory]:
     """Runs that differ little and are all good."""
-    rates = [1e-4 * 1.2**i for i in range(n)]
-    return [
-        a_run(i, SPACE.complete({"learning_rate": rate, "network_dim": 16}), epochs=[metrics(70.0 + i % 3)], **more)
-        for i, rate in enumerate(rates)
-    ]
+    settings = [{"learning_rate": 1e-4 * 1.2**i, "network_dim": 16, **more} for i in range(8)]
+    return [a_run(i, SPACE.complete(s), epochs=[metrics(70.0 + i % 3)]) for i, s in enumerate(settings)]
 
 
 def test_a_setting_unlike_healthy_ones_is_blamed_for_a_worse_run() -> None:
@@ -160,6 +157,13 @@ def test_a_clear_risk_is_told_although_no_harm_was_measured() -> None:
     assert found.issue == "risky_setting"
     assert found.severity < 0.2
     assert blamed([found])[0].factor == "color_aug"
+
+
+def test_a_risk_stays_one_where_the_setting_is_near_healthy_ones_too() -> None:
+    healthy = healthy_runs(shuffle_caption=True, keep_tokens=1)
+    setting = {"learning_rate": 1.5e-4, "network_dim": 16, "shuffle_caption": True, "keep_tokens": 0}
+    causes = blamed(diagnose_run(a_run(20, SPACE.complete(setting), 71.0), healthy, SPACE))
+    assert [c.factor for c in causes] == ["keep_tokens"]
 
 
 def test_what_healthy_runs_do_as_well_is_no_risk() -> None:
