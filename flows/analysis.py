@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from flows.wiring import Context, open_campaign
 from optimizer.analysis.diagnosis import diagnose_epoch, diagnose_run
 from optimizer.analysis.hypotheses import next_experiments
 from optimizer.analysis.impact import effects
+from optimizer.analysis.lifecycle import known, settled
 from optimizer.history import best_run
 from schema.errors import NotFoundError
-from schema.findings import Analysis, Diagnosis
+from schema.findings import Analysis, Diagnosis, Hypothesis
 from schema.runs import RunHistory, TrainingRun
 from tasks.home import copy_atomically
 
@@ -25,10 +27,19 @@ def analysis(campaign: str, campaign_file: str, home: str, number: int | None = 
     context = open_campaign(campaign_file, home)
     found = learn(context)
     context.store.save_analysis(found)
-    context.store.save_hypotheses(found.hypotheses)
+    keep_hypotheses(context, found.hypotheses)
     if number is not None:
         note_trial(context, context.store.run(campaign, number))
     show(context, found)
+
+
+def keep_hypotheses(context: Context, proposals: Sequence[Hypothesis]) -> None:
+    """Replace what was proposed, settle what was run, and leave the queue as it is."""
+    kept = settled(context.store.hypotheses(context.name), context.store.history(context.name), context.space)
+    kept = [h for h in kept if h.state != "proposed"]
+    fresh = [h for h in proposals if h.uid not in known(kept)]
+    if kept or fresh:
+        context.store.save_hypotheses([*kept, *fresh])
 
 
 def learn(context: Context) -> Analysis:

@@ -25,7 +25,7 @@ CampaignOption = Annotated[
     str | None, typer.Option("--campaign", "-c", help="Name of the campaign; the newest if left out.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-_HOME = Path("pixelloop-home")
+DEFAULT_HOME = Path("pixelloop-home")
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
 _VALUES = 8
@@ -78,7 +78,7 @@ def _show(found: DataAudit) -> None:
     out.print(table)
 
 
-def impact(home: HomeOption = _HOME, campaign: CampaignOption = None, as_json: JsonOption = False) -> None:
+def impact(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_json: JsonOption = False) -> None:
     """Say which parameters moved what: quality, measures, failures, epochs to the best one, cost.
 
     All runs on the campaign's base model and data set count. Writes Markdown, JSON and a page with plots.
@@ -106,7 +106,7 @@ def diagnose(
     name: Annotated[str, typer.Argument(help="Name or number of a run: demo-003 or 3.", show_default=False)],
     epoch: Annotated[int | None, typer.Option(help="One epoch instead of the whole run.", min=0)] = None,
     issue: Annotated[str | None, typer.Option(help="One issue, such as wrong_background.")] = None,
-    home: HomeOption = _HOME,
+    home: HomeOption = DEFAULT_HOME,
     campaign: CampaignOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -1,0 +1,135 @@
+"""Commands of the queue: experiments that the campaign runs before it asks for new ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from flows.cli_analysis import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
+from flows.cli_home import opened_campaign
+from schema.errors import NotFoundError
+from schema.parameters import parse_setting
+
+if TYPE_CHECKING:
+    from flows.wiring import Context
+    from schema.findings import Hypothesis
+
+PlaceArgument = Annotated[int, typer.Argument(help="Place in the queue, from 1.", show_default=False)]
+
+queue = typer.Typer(
+    no_args_is_help=True,
+    help="Experiments that a campaign runs first.\n\nExample: [bold]pixelloop queue add 1[/], then "
+    "[bold]pixelloop queue list[/]",
+)
+out = Console()
+
+
+@queue.command("list")
+def list_(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_json: JsonOption = False) -> None:
+    """Show what waits.
+
+    Example: [bold]pixelloop queue list --home demo-run[/]
+    """
+    from optimizer.analysis.lifecycle import queue_of
+
+    with opened_campaign(home, campaign) as context:
+        _show(queue_of(context.store.hypotheses(context.name)), as_json)
+
+
+@queue.command()
+def add(
+    experiment: Annotated[
+        list[str],
+        typer.Argument(help="Number of a proposal of 'pixelloop next', or name=value ...", show_default=False),
+    ],
+    home: HomeOption = DEFAULT_HOME,
+    campaign: CampaignOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a proposal, or the best run with parameters changed, at the end of the queue.
+
+    Example: [bold]pixelloop queue add network_dim=8 --home demo-run[/]
+    """
+    from optimizer.analysis.lifecycle import queue_of, with_queue
+
+    with opened_campaign(home, campaign) as context:
+        known = context.store.hypotheses(context.name)
+        wanted = _proposal(known, experiment[0]) if experiment[0].isdigit() else _by_hand(context, experiment)
+        waiting = [*(h for h in queue_of(known) if h.uid != wanted.uid), wanted]
+        _keep(context, with_queue(known, waiting), as_json)
+
+
+@queue.command()
+def drop(
+    place: PlaceArgument, home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_json: JsonOption = False
+) -> None:
+    """Take an experiment out of the queue.
+
+    Example: [bold]pixelloop queue drop 1 --home demo-run[/]
+    """
+    from optimizer.analysis.lifecycle import queue_of, reordered, with_queue
+
+    with opened_campaign(home, campaign) as context:
+        known = context.store.hypotheses(context.name)
+        waiting = reordered(queue_of(known), place, place)
+        _keep(context, with_queue(known, [h for i, h in enumerate(waiting) if i != place - 1]), as_json)
+
+
+@queue.command()
+def reorder(
+    place: PlaceArgument,
+    to: Annotated[int, typer.Argument(help="Its new place.", show_default=False)],
+    home: HomeOption = DEFAULT_HOME,
+    campaign: CampaignOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Move an experiment to another place.
+
+    Example: [bold]pixelloop queue reorder 3 1 --home demo-run[/]
+    """
+    from optimizer.analysis.lifecycle import queue_of, reordered, with_queue
+
+    with opened_campaign(home, campaign) as context:
+        known = context.store.hypotheses(context.name)
+        _keep(context, with_queue(known, reordered(queue_of(known), place, to)), as_json)
+
+
+def _proposal(known: Sequence[Hypothesis], number: str) -> Hypothesis:
+    for one in known:
+        if one.state == "proposed" and str(one.priority) == number:
+            return one
+    there = ", ".join(str(h.priority) for h in known if h.state == "proposed") or "none yet"
+    raise NotFoundError(f"no proposal {number}: there is {there}; see 'pixelloop next'")
+
+
+def _by_hand(context: Context, settings: Sequence[str]) -> Hypothesis:
+    from optimizer.analysis.lifecycle import by_hand, setting_of
+
+    change = dict(parse_setting(text) for text in settings)
+    history = context.store.history(context.name)
+    full, _ = setting_of(change, history, context.space)
+    expected = context.surrogate(context.store.history()).predict(full)
+    return by_hand(change, history, context.space, expected, context.name, datetime.now(UTC))
+
+
+def _keep(context: Context, hypotheses: Sequence[Hypothesis], as_json: bool) -> None:
+    from optimizer.analysis.lifecycle import queue_of
+
+    context.store.save_hypotheses(hypotheses)
+    _show(queue_of(hypotheses), as_json)
+
+
+def _show(waiting: Sequence[Hypothesis], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([h.model_dump(mode="json") for h in waiting], indent=2))
+        return
+    for one in waiting:
+        change = " ".join(f"{name}={value}" for name, value in one.change.items())
+        out.print(f"{one.priority}. {change}: {one.rationale}", highlight=False, soft_wrap=True)
+    if not waiting:
+        out.print("nothing waits: add a proposal of 'pixelloop next' with 'pixelloop queue add 1'")
