@@ -15,7 +15,7 @@ from rich.console import Console
 from flows.cli_analysis import audit, diagnose, impact
 from flows.cli_home import campaign_path, named_run, opened_campaign, opened_home
 from flows.cli_measure import measure, retest
-from flows.cli_queue import queue
+from flows.cli_queue import paired_test, queue
 from schema.errors import PixelloopError
 
 app = typer.Typer(
@@ -226,6 +226,7 @@ app.command()(retest)
 app.command()(audit)
 app.command()(impact)
 app.add_typer(queue, name="queue")
+app.command("test")(paired_test)
 app.command()(diagnose)
 
 
