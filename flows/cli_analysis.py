@@ -120,19 +120,20 @@ def diagnose(
         run = named_run(context.services, name, context.name)
         found = [d for d in diagnosed(context, run, epoch) if issue in (None, d.issue)]
     if as_json:
-        print(json.dumps(_told(run, found), indent=2))
+        print(json.dumps(_told(run, found).model_dump(mode="json"), indent=2))
         return
     if epoch is None and issue is None:
         from tasks.reports.terminal import diagnosis_view
 
-        again = run.run.changed(root_cause_diagnosis=tuple(found))
-        out.print(diagnosis_view(run.model_copy(update={"run": again})))
+        out.print(diagnosis_view(_told(run, found)))
     _list(found)
 
 
-def _told(run: RunHistory, found: list[Diagnosis]) -> dict[str, object]:
-    again = run.run.changed(root_cause_diagnosis=tuple(found))
-    return run.model_copy(update={"run": again}).model_dump(mode="json")
+def _told(run: RunHistory, found: list[Diagnosis]) -> RunHistory:
+    """The run with these diagnoses instead of those that were made when it ended."""
+    steps = tuple(dict.fromkeys(d.recommendation for d in found))
+    again = run.run.changed(root_cause_diagnosis=tuple(found), recommended_next_steps=steps)
+    return run.model_copy(update={"run": again})
 
 
 def _list(found: list[Diagnosis]) -> None:

@@ -200,3 +200,25 @@ def test_a_rank_is_blamed_for_itself_not_for_its_alpha() -> None:
 )
 def test_copies_and_missing_things(found: EpochMetrics, issue: str) -> None:
     assert epoch_issues(found) == {issue}
+
+
+def test_repeats_are_blamed_only_where_they_change_the_steps() -> None:
+    base: dict[str, Any] = {"learning_rate": 1.5e-4, "network_dim": 16}
+    healthy = [
+        RunHistory(run=h.run.changed(num_images=48, all_parameters={**h.run.all_parameters, "num_repeats": 2}),
+                   epochs=h.epochs)
+        for h in healthy_runs()
+    ]  # fmt: skip
+    same = a_run(20, SPACE.complete({**base, "num_repeats": 24}), epochs=[metrics(40.0)], num_images=4)
+    assert [c.factor for c in blamed(diagnose_run(same, healthy, SPACE))] == ["few_pictures"]
+    more = a_run(20, SPACE.complete({**base, "num_repeats": 24}), epochs=[metrics(40.0)], num_images=48)
+    assert [c.factor for c in blamed(diagnose_run(more, healthy, SPACE))] == ["num_repeats"]
+
+
+def test_what_a_clean_audit_rules_out_is_not_guessed() -> None:
+    run = a_run(0, SPACE.complete({}), 50.0).run
+    seen = metrics(shares={"two_tone_share": 0.6})
+    (guess,) = diagnose_epoch(seen, 3, 5, run, [])
+    assert "same colour code" in guess.cause
+    (told,) = diagnose_epoch(seen, 3, 5, run, [], DataAudit(dataset="data", pictures=20))
+    assert "same colour code" not in told.cause
