@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.fault_trials import Laboratory, Trial
 from benchmarks.faults import FAULTS
-from benchmarks.rules import claims_on_shuffles, rules_recovered
+from benchmarks.rules import claims_on_shuffles, quality_claims_on_shuffles, rules_recovered
 from benchmarks.scores import mean
 from demo.workspace import PACKAGE
 from optimizer.analysis import blamed, diagnose_run
@@ -80,6 +80,10 @@ def answer(trial: Trial, healthy: Sequence[RunHistory], space: Space, base: Path
     found = diagnose_run(trial.run, others, space, audit)
     harmed = any(d.issue not in ("risky_setting", "risky_data") and not d.normal_for_epoch for d in found)
     return Answer(trial, blamed(found), harmed)
+
+
+def _alarm(answer: Answer) -> bool:
+    return bool(answer.causes) and answer.causes[0].confidence >= _ALARM
 
 
 def calibration_error(answers: Sequence[Answer]) -> float | None:
@@ -144,12 +148,17 @@ def measured(work: Path, data: Path | None, quick: bool) -> dict[str, float | in
     faulty = [a for a in answers if a.trial.fault is not None]
     well = [a for a in answers if a.trial.fault is None]
     print(confusion(answers))
+    everything = [t.run for t in done]
+    mixed = [answer(trial, everything, space, base) for trial in done]
     return {
         "first": mean([a.right(1) for a in faulty]),
         "top3": mean([a.right(3) for a in faulty]),
         "first_where_harm_was_seen": mean([a.right(1) for a in faulty if a.harmed]),
-        "false_alarms": mean([bool(a.causes) and a.causes[0].confidence >= _ALARM for a in well]),
+        "first_beside_all_runs_where_harm_was_seen": mean([a.right(1) for a in mixed if a.trial.fault and a.harmed]),
+        "false_alarms_beside_all_runs": mean([_alarm(a) for a in mixed if a.trial.fault is None]),
+        "false_alarms": mean([_alarm(a) for a in well]),
         "false_claims_shuffled": claims_on_shuffles(40 if quick else 200),
+        "false_quality_claims_shuffled": quality_claims_on_shuffles(40 if quick else 200),
         "rule_recovered": rules_recovered(5 if quick else 20),
         "calibration_error": calibration_error(answers),
         "faulty_runs": len(faulty),

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from optimizer.analysis import effects
+from optimizer.analysis import effects, survey
 from optimizer.space import Space
 from schema.campaign import CampaignFile
 from schema.parameters import Parameters
@@ -55,8 +55,10 @@ def history(seed: int, within: Space) -> list[RunHistory]:
 
 
 def _run(number: int, parameters: Parameters, reached: float) -> RunHistory:
+    rank = float(parameters["network_dim"] or 0)
     run = TrainingRun(
         uid=uuid.UUID(int=number), campaign="rules", number=number, run_name=f"rules-{number:03d}",
+        best_epoch=1 + int(reached) % 7, total_training_time=100 + rank,
         status=RunStatus.FINISHED, outcome=Outcome.OK, base_model="base", dataset="data", all_parameters=parameters,
         quality=reached, started_at=_START + timedelta(hours=number),
     )  # fmt: skip
@@ -66,21 +68,32 @@ def _run(number: int, parameters: Parameters, reached: float) -> RunHistory:
 def shuffled(runs: list[RunHistory], seed: int) -> list[RunHistory]:
     """The same settings, outcomes dealt anew."""
     order = np.random.default_rng(seed).permutation(len(runs))
-    return [RunHistory(run=r.run.changed(quality=runs[int(i)].run.quality)) for r, i in zip(runs, order, strict=True)]
+    return [
+        RunHistory(run=runs[int(i)].run.changed(all_parameters=r.run.all_parameters))
+        for r, i in zip(runs, order, strict=True)
+    ]
 
 
 def claims_on_shuffles(draws: int) -> float:
-    """Share of the shuffles in which any parameter is claimed to matter."""
+    """Share of the shuffles in which any parameter is claimed to matter for any outcome."""
     within = space()
-    runs = history(0, within)
-    return float(np.mean([bool(_claimed(shuffled(runs, seed), within)) for seed in range(draws)]))
+    runs = [shuffled(history(seed % 5, within), seed) for seed in range(draws)]
+    return float(np.mean([any(e.verdict in _CLAIMS for e in survey(some, within).effects) for some in runs]))
+
+
+def quality_claims_on_shuffles(draws: int) -> float:
+    """The same of the effects on quality alone, which a night's report shows."""
+    within = space()
+    runs = [shuffled(history(seed % 5, within), seed) for seed in range(draws)]
+    return float(np.mean([any(e.verdict in _CLAIMS for e in effects(some, within)) for some in runs]))
 
 
 def rules_recovered(draws: int) -> float:
-    """Share of the histories in which the parameters that matter, and no others, are claimed."""
+    """Share of the histories in which the parameters that matter for quality, and no others, are claimed."""
     within = space()
     return float(np.mean([_claimed(history(seed, within), within) == MATTERING for seed in range(draws)]))
 
 
 def _claimed(runs: list[RunHistory], within: Space) -> frozenset[str]:
-    return frozenset(row.parameter for row in effects(runs, within) if row.verdict in _CLAIMS)
+    rows = survey(runs, within).effects
+    return frozenset(row.parameter for row in rows if row.outcome == "quality" and row.verdict in _CLAIMS)

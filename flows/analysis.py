@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import flow
 
+from flows.data import audited
 from flows.wiring import Context, open_campaign
+from optimizer.analysis.diagnosis import diagnose_epoch, diagnose_run
 from optimizer.analysis.hypotheses import next_experiments
 from optimizer.analysis.impact import effects
+from optimizer.analysis.lifecycle import known, settled
 from optimizer.crown import crowned
-from schema.findings import Analysis
-from schema.runs import TrainingRun
+from schema.errors import NotFoundError
+from schema.findings import Analysis, Diagnosis, Hypothesis
+from schema.runs import RunHistory, TrainingRun
 from tasks.home import copy_atomically
 
 
@@ -22,10 +27,19 @@ def analysis(campaign: str, campaign_file: str, home: str, number: int | None = 
     context = open_campaign(campaign_file, home)
     found = learn(context)
     context.store.save_analysis(found)
-    context.store.save_hypotheses(found.hypotheses)
+    keep_hypotheses(context, found.hypotheses)
     if number is not None:
         note_trial(context, context.store.run(campaign, number))
     show(context, found)
+
+
+def keep_hypotheses(context: Context, proposals: Sequence[Hypothesis]) -> None:
+    """Replace what was proposed, settle what was run, and leave the queue as it is."""
+    kept = settled(context.store.hypotheses(context.name), context.store.history(context.name), context.space)
+    kept = [h for h in kept if h.state != "proposed"]
+    fresh = [h for h in proposals if h.uid not in known(kept)]
+    if kept or fresh:
+        context.store.save_hypotheses([*kept, *fresh])
 
 
 def learn(context: Context) -> Analysis:
@@ -39,6 +53,23 @@ def learn(context: Context) -> Analysis:
         hypotheses=next_experiments(history, context.space, surrogate, context.name, now),
         created_at=now,
     )
+
+
+def diagnosed(context: Context, run: RunHistory, epoch: int | None) -> tuple[Diagnosis, ...]:
+    """What is wrong with a run, or with one epoch of it, by all that is known now.
+
+    Raises:
+        NotFoundError: the epoch was not measured; the message lists those that were.
+    """
+    history, audit = context.store.history(), audited(context)
+    if epoch is None:
+        return diagnose_run(run, history, context.space, audit)
+    for one in run.epochs:
+        if one.epoch_number == epoch:
+            total = int(run.run.all_parameters["max_train_epochs"] or 1)
+            return diagnose_epoch(one.quantitative_metrics, epoch, total, run.run, history, audit)
+    known = ", ".join(str(e.epoch_number) for e in run.epochs) or "none"
+    raise NotFoundError(f"epoch {epoch} of {run.run.run_name} was not measured: there is {known}")
 
 
 def note_trial(context: Context, run: TrainingRun) -> None:

@@ -18,12 +18,14 @@ from flows.epoch import draw, measure_epoch
 from flows.trial import trial
 from flows.wiring import Context, open_campaign, session
 from optimizer.acquisition import expected_gain
+from optimizer.analysis.lifecycle import queue_of, refused, started
 from optimizer.budget import hours_left, spent
 from optimizer.crown import repeats_due
 from optimizer.study import Proposal
 from schema.campaign import Budget, campaign_json, load_campaign
 from schema.errors import NotFoundError
-from schema.findings import Decision, GateVerdict, Prediction, RefusedProposal
+from schema.findings import Decision, GateVerdict, Hypothesis, Prediction, RefusedProposal
+from schema.parameters import Parameters
 from schema.runs import RunHistory, refusal_uid
 
 
@@ -106,7 +108,7 @@ def propose(context: Context) -> int:
         The number of the trial to run; its record is in the store.
     """
     skips = 0
-    suggestions = context.study.untried(context.file.start)
+    suggestions = context.study.untried([*_queued(context), *context.file.start])
     while True:
         surrogate = context.surrogate(context.store.history())
         proposal = context.study.ask(suggestions.pop(0) if suggestions else None, surrogate)
@@ -118,6 +120,18 @@ def propose(context: Context) -> int:
         _refuse(context, proposal, verdict, prediction)
 
 
+def _queued(context: Context) -> list[Parameters]:
+    """Settings that wait in the queue: they come before everything else."""
+    waiting = queue_of(context.store.hypotheses(context.name))
+    settings = [context.space.searched(h.parameters) for h in waiting]
+    return [s for s in settings if not context.space.problems(s)]  # the space may have changed since
+
+
+def _note_queue(context: Context, before: list[Hypothesis], after: list[Hypothesis]) -> None:
+    if after != before:
+        context.store.save_hypotheses(after)
+
+
 def _judge(context: Context, proposal: Proposal, skips: int) -> tuple[GateVerdict, Prediction]:
     parameters = context.space.complete(proposal.parameters)
     prediction = context.surrogate(context.store.history()).predict(parameters)
@@ -127,10 +141,12 @@ def _judge(context: Context, proposal: Proposal, skips: int) -> tuple[GateVerdic
 def _accept(context: Context, proposal: Proposal, verdict: GateVerdict, prediction: Prediction) -> None:
     run = context.new_run(proposal.number, context.space.complete(proposal.parameters))
     context.store.save_run(run.changed(verdict=verdict, predicted=prediction))
+    known = context.store.hypotheses(context.name)
+    _note_queue(context, known, started(known, proposal.parameters, context.space))
 
 
 def _refuse(context: Context, proposal: Proposal, verdict: GateVerdict, prediction: Prediction) -> None:
-    refused = RefusedProposal(
+    kept = RefusedProposal(
         uid=refusal_uid(context.home.uid, context.name, proposal.number),
         campaign=context.name,
         number=proposal.number,
@@ -139,8 +155,10 @@ def _refuse(context: Context, proposal: Proposal, verdict: GateVerdict, predicti
         predicted=prediction,
         created_at=datetime.now(UTC),
     )
-    context.store.save_refusal(refused)
+    context.store.save_refusal(kept)
     context.study.refuse(proposal.number, verdict)
+    known = context.store.hypotheses(context.name)
+    _note_queue(context, known, refused(known, proposal.parameters, context.space, verdict.reason))
     progress.listener.refused(proposal.number, verdict)
 
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from flows.cli_analysis import audit
+from flows.cli_analysis import audit, diagnose, impact
+from flows.cli_home import campaign_path, named_run, opened_campaign, opened_home
 from flows.cli_measure import measure, retest
+from flows.cli_queue import paired_test, queue
 from flows.cli_store import db, import_, log
-from schema.errors import NotFoundError, PixelloopError
-
-if TYPE_CHECKING:
-    from flows.wiring import Context, Services
-    from schema.runs import RunHistory
+from schema.errors import PixelloopError
 
 app = typer.Typer(
     help="Trains pixel-art LoRAs, measures every epoch, and learns why runs fail and what to try next.",
@@ -79,8 +75,8 @@ def resume(
 
     Example: [bold]pixelloop resume --home demo-run[/]
     """
-    with _services(home) as services:
-        file = _campaign_file(services, name)
+    with opened_home(home) as services:
+        file = campaign_path(services, name)
     _run_campaign(file, home, None)
 
 
@@ -90,7 +86,7 @@ def status(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_
 
     Example: [bold]pixelloop status --home demo-run[/]
     """
-    with _services(home) as services:
+    with opened_home(home) as services:
         record = services.campaign(campaign)
         history = services.store.history(record.name)
     from tasks.reports.leaderboard import leaderboard, rich_table
@@ -119,7 +115,7 @@ def runs(
     from tasks.store.base import Condition
 
     conditions = [Condition.parse(text) for text in where or []]
-    with _services(home) as services:
+    with opened_home(home) as services:
         found = {run.uid for run in services.store.find_runs(conditions)}
         history = [h for h in services.store.history() if h.run.uid in found]
     from tasks.reports.leaderboard import leaderboard, rich_table
@@ -140,7 +136,7 @@ def dashboard(
 
     Example: [bold]pixelloop dashboard --home demo-run[/], then open http://127.0.0.1:8080
     """
-    with _services(home) as services:
+    with opened_home(home) as services:
         from tasks.dashboard.serve import serve
 
         def ready(url: str) -> None:
@@ -155,7 +151,7 @@ def report(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None) -> 
 
     Example: [bold]pixelloop report --home demo-run[/]
     """
-    with _context(home, campaign) as context:
+    with opened_campaign(home, campaign) as context:
         from flows.analysis import learn, show
 
         path = show(context, context.store.latest_analysis(context.name) or learn(context))
@@ -173,7 +169,7 @@ def predict(
 
     Example: [bold]pixelloop predict learning_rate=0.001 network_dim=16 --home demo-run[/]
     """
-    with _context(home, campaign) as context:
+    with opened_campaign(home, campaign) as context:
         parameters = context.space.complete(_settings(settings))
         prediction = context.surrogate(context.store.history()).predict(parameters)
         verdict = context.gate.judge(parameters, prediction, context.related(), number=0, skips_in_a_row=0)
@@ -185,31 +181,13 @@ def predict(
     out.print(prediction_panel(prediction, verdict))
 
 
-@app.command()
-def diagnose(
-    name: RunArgument, home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_json: JsonOption = False
-) -> None:
-    """Explain a run: its epochs, what went wrong, the likely cause, what to change.
-
-    Example: [bold]pixelloop diagnose 3 --home demo-run[/]
-    """
-    with _services(home) as services:
-        found = _run(services, name, campaign)
-    if as_json:
-        _json(found.model_dump(mode="json"))
-        return
-    from tasks.reports.terminal import diagnosis_view
-
-    out.print(diagnosis_view(found))
-
-
 @app.command("next")
 def next_(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_json: JsonOption = False) -> None:
     """Show the experiments worth running next, with reasons.
 
     Example: [bold]pixelloop next --home demo-run[/]
     """
-    with _services(home) as services:
+    with opened_home(home) as services:
         record = services.campaign(campaign)
         found = services.store.hypotheses(record.name)
     if as_json:
@@ -232,8 +210,8 @@ def compare(
 
     Example: [bold]pixelloop compare 2 5 --home demo-run[/]
     """
-    with _services(home) as services:
-        first, second = _run(services, a, campaign), _run(services, b, campaign)
+    with opened_home(home) as services:
+        first, second = named_run(services, a, campaign), named_run(services, b, campaign)
     if as_json:
         from schema.runs import difference
 
@@ -250,6 +228,10 @@ app.command("import")(import_)
 app.command()(log)
 app.command()(audit)
 app.add_typer(db, name="db")
+app.command()(impact)
+app.add_typer(queue, name="queue")
+app.command("test")(paired_test)
+app.command()(diagnose)
 
 
 def main() -> NoReturn:
@@ -263,31 +245,6 @@ def main() -> NoReturn:
         err.print(f"[red]pixelloop:[/] {error}", soft_wrap=True, highlight=False)
         sys.exit(2)
     sys.exit(0)
-
-
-@contextlib.contextmanager
-def _services(home: Path) -> Iterator[Services]:
-    from flows import wiring
-    from tasks.home import Home
-
-    if not Home.at(home).exists:
-        raise NotFoundError(
-            f"no pixelloop home at {home}: give --home, or start one with 'pixelloop run campaign.toml'"
-        )
-    with wiring.session():
-        yield wiring.open_home(str(home))
-
-
-@contextlib.contextmanager
-def _context(home: Path, campaign: str | None) -> Iterator[Context]:
-    from flows import wiring
-
-    with _services(home) as services:
-        yield wiring.open_campaign(str(_campaign_file(services, campaign)), str(home))
-
-
-def _campaign_file(services: Services, name: str | None) -> Path:
-    return services.home.absolute(services.campaign(name).settings["file"])
 
 
 def _run_campaign(campaign_file: Path, home: Path, trials: int | None) -> None:
@@ -332,21 +289,6 @@ def _closing_words(home: Path, campaign: str) -> None:
     if place.best_lora(campaign).exists():
         out.print(f"best LoRA  {os.path.relpath(place.best_lora(campaign))}", soft_wrap=True)
     out.print(f"dashboard  {_program()} dashboard --home {home}", soft_wrap=True)
-
-
-def _run(services: Services, name: str, campaign: str | None) -> RunHistory:
-    """A run by its name or number.
-
-    Raises:
-        NotFoundError: there is none; the message lists those that exist.
-    """
-    record = services.campaign(campaign)
-    history = services.store.history(record.name)
-    for found in history:
-        if name in (found.run.run_name, str(found.run.number)):
-            return found
-    known = ", ".join(h.run.run_name for h in history) or "none yet"
-    raise NotFoundError(f"no run {name} in campaign {record.name}: there is {known}")
 
 
 def _settings(texts: list[str]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Commands that look into data and history: audit, impact."""
+"""Commands that look into data and history: audit, impact, diagnose."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +11,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.cli_home import named_run, opened_campaign
 from schema.parameters import parse_setting, with_defaults
 
 if TYPE_CHECKING:
-    from schema.findings import DataAudit
+    from schema.findings import DataAudit, Diagnosis
+    from schema.runs import RunHistory
+
+HomeOption = Annotated[
+    Path, typer.Option("--home", "-C", envvar="PIXELLOOP_HOME", help="Folder of database, runs and reports.")
+]
+CampaignOption = Annotated[
+    str | None, typer.Option("--campaign", "-c", help="Name of the campaign; the newest if left out.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DEFAULT_HOME = Path("pixelloop-home")
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
 _VALUES = 8
@@ -29,7 +41,7 @@ def audit(
     base_model: Annotated[
         Path | None, typer.Option(help="Folder of the base model, whose tokenizer counts the captions' tokens.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check pictures and captions before training; exit code 2 if something would stop a night.
 
@@ -64,3 +76,78 @@ def _show(found: DataAudit) -> None:
         shown = [f"{value} {count}" for value, count in list(values.items())[:_VALUES]]
         table.add_row(attribute, ", ".join(shown) + (", ..." if len(values) > _VALUES else ""))
     out.print(table)
+
+
+def impact(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_json: JsonOption = False) -> None:
+    """Say which parameters moved what: quality, measures, failures, epochs to the best one, cost.
+
+    All runs on the campaign's base model and data set count. Writes Markdown, JSON and a page with plots.
+
+    Example: [bold]pixelloop impact --home demo-run[/]
+    """
+    from optimizer.analysis import survey
+    from tasks.reports.impact import write_impact
+    from tasks.reports.markdown import impact_note
+
+    with opened_campaign(home, campaign) as context:
+        history = context.related()
+        scope = f"campaign {context.name} and all runs on its model and data"
+        found = survey(history, context.space)
+        paths = write_impact(context.home.impact(context.name), scope, found, history)
+    if as_json:
+        print(json.dumps(found.model_dump(mode="json"), indent=2))
+        return
+    out.print(impact_note(found, scope), markup=False, highlight=False, soft_wrap=True)
+    for path in paths:
+        out.print(f"{path.suffix[1:]:5s} {os.path.relpath(path)}", soft_wrap=True, highlight=False)
+
+
+def diagnose(
+    name: Annotated[str, typer.Argument(help="Name or number of a run: demo-003 or 3.", show_default=False)],
+    epoch: Annotated[int | None, typer.Option(help="One epoch instead of the whole run.", min=0)] = None,
+    issue: Annotated[str | None, typer.Option(help="One issue, such as wrong_background.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    campaign: CampaignOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain a run with what is known now: what is wrong, the likely causes and how sure they are, what to change.
+
+    Example: [bold]pixelloop diagnose 3 --issue wrong_background --home demo-run[/]
+    """
+    from flows.analysis import diagnosed
+
+    with opened_campaign(home, campaign) as context:
+        run = named_run(context.services, name, context.name)
+        found = [d for d in diagnosed(context, run, epoch) if issue in (None, d.issue)]
+    if as_json:
+        print(json.dumps(_told(run, found).model_dump(mode="json"), indent=2))
+        return
+    if epoch is None and issue is None:
+        from tasks.reports.terminal import diagnosis_view
+
+        out.print(diagnosis_view(_told(run, found)))
+    _list(found)
+
+
+def _told(run: RunHistory, found: list[Diagnosis]) -> RunHistory:
+    """The run with these diagnoses instead of those that were made when it ended."""
+    steps = tuple(dict.fromkeys(d.recommendation for d in found))
+    again = run.run.changed(root_cause_diagnosis=tuple(found), recommended_next_steps=steps)
+    return run.model_copy(update={"run": again})
+
+
+def _list(found: list[Diagnosis]) -> None:
+    """Each issue with all that may be blamed for it."""
+    if not found:
+        out.print("nothing is wrong that was measured")
+    for one in found:
+        normal = ", normal here" if one.normal_for_epoch else ""
+        gain = f", healthy runs have {one.expected_gain:.1f} more" if one.expected_gain else ""
+        out.print(f"[bold]{one.issue}[/] ({one.category}, severity {one.severity:.2f}{normal}{gain})", highlight=False)
+        for cause in one.causes or ():
+            out.print(f"  {cause.confidence:.0%} {cause.factor}: {cause.sentence}", highlight=False, soft_wrap=True)
+            out.print(f"       {cause.recommendation}", highlight=False, soft_wrap=True)
+        if not one.causes:
+            out.print(f"  {one.confidence:.0%} {one.cause}: {one.recommendation}", highlight=False, soft_wrap=True)
+        for line in one.evidence[:4]:
+            out.print(f"       [dim]{line}[/]", highlight=False, soft_wrap=True)

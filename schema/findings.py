@@ -140,9 +140,11 @@ class ParameterEffect(Frozen):
     """How one parameter moved with one outcome over the runs seen."""
 
     parameter: str
-    outcome: str = "quality"
+    outcome: str = Field("quality", description="quality, a metric, a kind of failure (0 or 1), best_epoch, seconds")
     n: int
     spearman: float | None = Field(None, description="rank correlation, numeric parameters only")
+    pearson: float | None = Field(None, description="correlation of values, logs of those on a log scale")
+    by_value: dict[str, float] = Field({}, description="mean of the outcome by category, or below and above the split")
     effect: float = Field(description="quality points between the better and the worse half or category")
     low: float | None = Field(None, description="lower end of the bootstrap interval of effect")
     high: float | None = None
@@ -152,6 +154,28 @@ class ParameterEffect(Frozen):
     verdict: str = Field(description="critical | secondary | none detected | not enough data | never varied")
     confounded_with: tuple[str, ...] = ()
     evidence: Evidence = Evidence.OBSERVED
+
+
+class Interaction(Frozen):
+    """Two parameters whose effects on quality are not the sum of each one's."""
+
+    parameters: tuple[str, str]
+    n: int
+    share: float = Field(ge=0, le=1, description="of the variation that the single effects leave")
+    p_value: float = Field(description="permutation of residuals, corrected for the number of pairs tried")
+    sentence: str
+
+
+class ImpactReport(Frozen):
+    """What each parameter did to each outcome, over all runs that can be compared."""
+
+    n_runs: int
+    outcomes: tuple[str, ...] = Field((), description="those that varied and were tested")
+    tests: int = Field(0, description="claims that the p-values are corrected for")
+    effects: tuple[ParameterEffect, ...] = ()
+    interactions: tuple[Interaction, ...] = ()
+    importance: dict[str, float] = Field({}, description="share of the variation of quality, 0-1")
+    importance_by: str = Field("", description="the model that the importance is from")
 
 
 class Hypothesis(Frozen):

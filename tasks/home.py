@@ -124,6 +124,10 @@ class Home:
         """The campaign's report."""
         return self.root / f"report-{campaign}.html"
 
+    def impact(self, campaign: str) -> Path:
+        """Folder of the campaign's impact report."""
+        return self.root / f"impact-{campaign}"
+
     def best_lora(self, campaign: str) -> Path:
         """Copy of the best checkpoint, ready to be taken away."""
         return self.root / f"best-{campaign}.safetensors"
@@ -144,3 +148,10 @@ def copy_atomically(source: Path, target: Path) -> None:
     part = target.with_name(target.name + ".part")
     shutil.copyfile(source, part)
     part.replace(target)
+
+
+def replace_text(path: Path, text: str) -> Path:
+    """Write a text file so that it is never seen half-written."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    return part.replace(path)

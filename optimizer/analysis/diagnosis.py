@@ -185,7 +185,7 @@ def _diagnosis(
     if learnt is not None:
         causes = [c for c in causes if c.factor not in learnt.factors]
         causes = sorted([*_as_causes(learnt.factors, learnt), *causes], key=lambda c: -c.confidence)
-    general = general_cause(issue.name, mine.all_parameters)
+    general = general_cause(issue.name, mine.all_parameters, audit)
     first = causes[0] if causes and causes[0].confidence >= general.confidence else None
     return Diagnosis(
         issue=issue.name,

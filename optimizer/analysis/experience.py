@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from optimizer.analysis.causes import Cause
 from optimizer.rules import Rule, text_of
 from optimizer.space import active
+from schema.findings import DataAudit
 from schema.parameters import Parameters
 
 
@@ -15,6 +16,7 @@ class _Experience:
     cause: str
     recommendation: str
     when: str | None = None
+    unless_audited: str | None = None  # a check of the data audit that would have found it
 
 
 _GENERAL: dict[str, tuple[_Experience, ...]] = {
@@ -34,10 +36,20 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
             "caption_dropout_rate > 0.1",
         ),
         _Experience("random colour shifts spoil exact colours", "set color_aug = false", "color_aug == true"),
-        _Experience("captions may name backgrounds unclearly or not at all", "check the captions' background tags"),
+        _Experience(
+            "captions may name backgrounds unclearly or not at all",
+            "check the captions' background tags",
+            unless_audited="caption_mismatch",
+        ),
+        _Experience("background colours are not learnt yet", "train longer, or add pictures with these backgrounds"),
     ),
     "two_toned_hair": (
-        _Experience("captions may give two features the same colour code", "check the captions for shared hex codes"),
+        _Experience(
+            "captions may give two features the same colour code",
+            "check the captions for shared hex codes",
+            unless_audited="shared_code",
+        ),
+        _Experience("hair of one colour is not learnt yet", "train longer, or add pictures with plain hair"),
     ),
     "wrong_hair": (
         _Experience(
@@ -45,7 +57,12 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
             "lower caption_tag_dropout_rate",
             "caption_tag_dropout_rate > 0.1",
         ),
-        _Experience("captions may name hair colours unclearly", "check the captions' hair tags"),
+        _Experience(
+            "captions may name hair colours unclearly",
+            "check the captions' hair tags",
+            unless_audited="caption_mismatch",
+        ),
+        _Experience("hair colours are not learnt yet", "train longer, or add pictures with these hair colours"),
     ),
     "missing_crown": (
         _Experience(
@@ -150,10 +167,16 @@ _CONFIDENT = 0.4
 _GUESS = 0.2
 
 
-def general_cause(issue: str, parameters: Parameters) -> Cause:
-    """What experience with LoRA training says: named as such, and of low confidence."""
+def general_cause(issue: str, parameters: Parameters, audit: DataAudit | None = None) -> Cause:
+    """What experience with LoRA training says: named as such, and of low confidence.
+
+    What the audit of the data would have found, and did not, is left out.
+    """
     full = active(parameters)
+    found = {finding.check for finding in audit.findings} if audit is not None else None
     for experience in _GENERAL[issue]:
+        if experience.unless_audited is not None and found is not None and experience.unless_audited not in found:
+            continue
         rule = Rule.parse(experience.when) if experience.when else None
         if rule is None:
             return Cause(f"{experience.cause} (general experience)", experience.recommendation, _GUESS)

@@ -20,7 +20,8 @@ _GOOD = 0.8  # of the best run's quality
 _SPREAD = 2.0  # quality points: runs that differ by the seed alone differ by about one
 _ALLOWANCE = 3.0  # spreads below the median of healthy runs
 _NO_CATEGORY = (Category.RESOURCES,)
-_VIEWED_TOGETHER = frozenset(("num_repeats", "max_train_steps", "train_batch_size"))
+_MAKE_STEPS = frozenset(("num_repeats", "train_batch_size", "gradient_accumulation_steps"))
+_USUAL_STEPS = 1.5  # times more or fewer optimizer steps than healthy runs have
 
 ALPHAS = {"network_alpha": "network_dim", "conv_alpha": "conv_dim"}
 """Alphas with the ranks that they are divided by."""
@@ -90,19 +91,37 @@ class Healthy:
         return sorted((d for d in found if d is not None and not self._follows(d.name, run)), key=lambda d: -d.size)
 
     def _follows(self, name: str, run: RunHistory) -> bool:
-        """Whether an alpha's ratio is unusual for its rank alone, which is then a departure itself."""
+        """Whether a departure is made up for, or follows from another one.
+
+        An alpha's ratio may be unusual for its rank alone; repeats and batch matter where they change the steps.
+        """
+        if name in _MAKE_STEPS:
+            return self._usual_steps(run)
         if name not in ALPHAS:
             return False
         alphas = [_number(active(h.run.all_parameters)[name]) for h in self.runs]
         usual, mine = [a for a in alphas if a is not None], _number(active(run.run.all_parameters)[name])
         return mine is not None and bool(usual) and min(usual) <= mine <= max(usual)
 
+    def _usual_steps(self, run: RunHistory) -> bool:
+        steps, usual = _steps(run), [n for n in map(_steps, self.runs) if n is not None]
+        if steps is None or not usual:
+            return False
+        return min(usual) / _USUAL_STEPS <= steps <= max(usual) * _USUAL_STEPS
+
+
+def _steps(run: RunHistory) -> float | None:
+    """Optimizer steps of a run as it was planned; None where the number of pictures is not known."""
+    used = active(run.run.all_parameters)
+    numbers = [_number(used[name]) for name in ("num_repeats", "max_train_epochs")]
+    shared = [_number(used[name]) for name in ("train_batch_size", "gradient_accumulation_steps")]
+    if run.run.num_images is None or None in (*numbers, *shared):
+        return None
+    return run.run.num_images * math.prod(n or 1.0 for n in numbers) / math.prod(n or 1.0 for n in shared)
+
 
 def scaled(run: RunHistory) -> Parameters:
-    """A run's effective parameters, alphas as their ratio to the rank: what a rank and its alpha share is no cause.
-
-    Repeats, batch and steps are left out: pictures seen in a run follow from epochs and the number of pictures.
-    """
+    """A run's effective parameters, alphas as their ratio to the rank: what a rank and its alpha share is no cause."""
     used = active(run.run.all_parameters)
     for alpha, rank in ALPHAS.items():
         top, bottom = used[alpha], used[rank]
@@ -113,7 +132,7 @@ def scaled(run: RunHistory) -> Parameters:
 
 def _may_cause(name: str) -> bool:
     spec = PARAMETERS[name]
-    return name not in NO_CAUSE and name not in _VIEWED_TOGETHER and spec.category not in _NO_CATEGORY
+    return name not in NO_CAUSE and spec.category not in _NO_CATEGORY
 
 
 def _departure(name: str, value: ParameterValue, others: Sequence[ParameterValue]) -> Departure | None:

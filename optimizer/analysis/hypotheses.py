@@ -66,6 +66,11 @@ def next_experiments(
     return tuple(_hypothesis(c, i + 1, base, best, space, surrogate, campaign, now) for i, c in enumerate(chosen))
 
 
+def identity_of(campaign: str, searched: Parameters) -> uuid.UUID:
+    """Identity of an experiment: the same each time it is proposed."""
+    return uuid.uuid5(_NAMESPACE, json.dumps([campaign, sorted(searched.items())]))
+
+
 def _within(space: Space, parameters: Parameters) -> Parameters:
     """The searched parameters of a run, moved into today's space where they lie outside."""
     unit = np.array([space.unit(name, parameters.get(name)) for name in space.names])
@@ -158,9 +163,8 @@ def _hypothesis(
     full = space.complete(candidate.searched)
     expected = surrogate.predict(full)
     quality = best_quality(best) or 0.0
-    identity = json.dumps([campaign, sorted(candidate.searched.items())])
     return Hypothesis(
-        uid=uuid.uuid5(_NAMESPACE, identity),
+        uid=identity_of(campaign, candidate.searched),
         campaign=campaign,
         priority=priority,
         change=candidate.change,

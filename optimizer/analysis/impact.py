@@ -31,14 +31,15 @@ NO_CAUSE = frozenset(("seed", "save_every_n_epochs", "caption_extension", "save_
 
 
 @dataclass(frozen=True)
-class _Varied:
-    """One parameter over the runs that used it."""
+class Varied:
+    """One parameter over n runs."""
 
     name: str
     values: tuple[ParameterValue, ...]  # None where it had no effect
 
     @property
     def numeric(self) -> bool:
+        """Whether all its values are numbers, and several."""
         used = {v for v in self.values if v is not None}
         return len(used) > 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in used)
 
@@ -74,34 +75,40 @@ def effects(history: Sequence[RunHistory], space: Space) -> tuple[ParameterEffec
         space: the searched parameters; others that happen to vary are tested too.
     """
     runs = informative(history)
-    varied = _varied(runs, space)
-    names = {v.name for v in varied}
-    constant = [_bare(name, len(runs), "never varied") for name in space.names if name not in names]
-    if len(runs) < _LEAST or np.ptp(_outcomes(runs, space)) == 0:
+    varied = varied_parameters(runs, space)
+    constant = unvaried(len(runs), varied, space)
+    if len(runs) < _LEAST or np.ptp(run_qualities(runs, space)) == 0:
         return (*(_bare(v.name, len(runs), "not enough data") for v in varied), *constant)
-    outcome = _outcomes(runs, space)
+    outcome = run_qualities(runs, space)
     p_values = _holm(_permuted(varied, rankdata(outcome)))
-    shares = _importance(varied, outcome)
-    twins = _confounded(varied)
+    shares = importances(varied, outcome)
+    twins = moved_together(varied)
     rows = [_effect(v, outcome, p, shares[v.name], tuple(twins[v.name])) for v, p in zip(varied, p_values, strict=True)]
     rows.sort(key=lambda row: (row.p_value or 0.0, -(row.importance or 0.0)))
     return (*rows, *constant)
+
+
+def unvaried(n: int, varied: Sequence[Varied], space: Space) -> list[ParameterEffect]:
+    """The searched parameters that never varied over n runs, said to be so."""
+    names = {v.name for v in varied}
+    return [_bare(name, n, "never varied") for name in space.names if name not in names]
 
 
 def _bare(name: str, n: int, verdict: str) -> ParameterEffect:
     return ParameterEffect(parameter=name, n=n, effect=0.0, verdict=verdict)
 
 
-def _varied(runs: Sequence[RunHistory], space: Space) -> list[_Varied]:
+def varied_parameters(runs: Sequence[RunHistory], space: Space) -> list[Varied]:
+    """The parameters that differ between runs and may explain something, the searched ones first."""
     used = [active(run.run.all_parameters) for run in runs]
     others = [n for n, spec in PARAMETERS.items() if not spec.derived and n not in space.names and n not in NO_CAUSE]
-    columns = [_Varied(name, tuple(p[name] for p in used)) for name in (*space.names, *others)]
+    columns = [Varied(name, tuple(p[name] for p in used)) for name in (*space.names, *others)]
     # A parameter that another one switches on and off has not been varied itself.
     settings = [filled(run.run.all_parameters) for run in runs]
     return [c for c in columns if len(set(c.values)) > 1 and len({s[c.name] for s in settings}) > 1]
 
 
-def _outcomes(runs: Sequence[RunHistory], space: Space) -> Array:
+def run_qualities(runs: Sequence[RunHistory], space: Space) -> Array:
     """Quality of each run, less the median of its base model and data set where there are several: shape (n,)."""
     seen = [q for q in map(best_quality, runs) if q is not None]
     floor = min([space.failed_quality, *seen])
@@ -114,7 +121,7 @@ def _outcomes(runs: Sequence[RunHistory], space: Space) -> Array:
     return values
 
 
-def _permuted(varied: Sequence[_Varied], outcome: Array) -> list[float]:
+def _permuted(varied: Sequence[Varied], outcome: Array) -> list[float]:
     """p-value of each parameter's share of the rank variation, from one set of permutations for all."""
     rng = np.random.default_rng(0)
     centred = outcome - outcome.mean()
@@ -138,7 +145,7 @@ def _holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _importance(varied: Sequence[_Varied], outcome: Array) -> dict[str, float]:
+def importances(varied: Sequence[Varied], outcome: Array) -> dict[str, float]:
     """Share of the explained variation (0-1) by a random forest's decrease in impurity."""
     columns = [v.ranks[:, None] if v.numeric else v.design(1) for v in varied]
     if not columns:
@@ -150,7 +157,7 @@ def _importance(varied: Sequence[_Varied], outcome: Array) -> dict[str, float]:
     return {v.name: float(share) for v, share in zip(varied, shares, strict=True)}
 
 
-def _confounded(varied: Sequence[_Varied]) -> dict[str, list[str]]:
+def moved_together(varied: Sequence[Varied]) -> dict[str, list[str]]:
     """Parameters that moved together, by their canonical correlation (of ranks, or category membership)."""
     bases = {v.name: v.design(1) for v in varied}
     return {
@@ -163,9 +170,9 @@ def _confounded(varied: Sequence[_Varied]) -> dict[str, list[str]]:
     }
 
 
-def _effect(v: _Varied, outcome: Array, p: float, share: float, twins: tuple[str, ...]) -> ParameterEffect:
-    better, best = _split(v, outcome)
-    low, high = _interval(outcome, better)
+def _effect(v: Varied, outcome: Array, p: float, share: float, twins: tuple[str, ...]) -> ParameterEffect:
+    better, best = better_side(v, outcome)
+    low, high = bootstrap_interval(outcome, better)
     verdict = "none detected"
     if p <= _SIGNIFICANT:
         verdict = "critical" if share >= _CRITICAL_IMPORTANCE else "secondary"
@@ -184,7 +191,7 @@ def _effect(v: _Varied, outcome: Array, p: float, share: float, twins: tuple[str
     )
 
 
-def _split(v: _Varied, outcome: Array) -> tuple[NDArray[np.bool_], str]:
+def better_side(v: Varied, outcome: Array) -> tuple[NDArray[np.bool_], str]:
     """The runs on the better side of the parameter, and where that is.
 
     Numbers are split where the sides differ most, each side with a fifth of the runs if that can be; a
@@ -208,7 +215,7 @@ def _split(v: _Varied, outcome: Array) -> tuple[NDArray[np.bool_], str]:
     return (left, f"<= {text_of(float(below))}") if gap > 0 else (~left, f">= {text_of(float(above))}")
 
 
-def _interval(outcome: Array, better: NDArray[np.bool_]) -> tuple[float, float]:
+def bootstrap_interval(outcome: Array, better: NDArray[np.bool_]) -> tuple[float, float]:
     """90 % percentile bootstrap interval of the difference of means, within the two sides."""
     rng = np.random.default_rng(0)
     one, two = outcome[better], outcome[~better]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from optimizer.analysis.healthy import ALPHAS, Departure, Healthy
 from optimizer.rules import Rule, text_of
@@ -112,9 +112,9 @@ def likely_causes(
     """
     told: dict[str, _Suspect] = {}
     for suspect in (*_of_data(run, audit), *_of_settings(run, healthy), *_of_risks(run, healthy)):
-        known = told.get(suspect.cause.factor)
-        if known is None or known.odds < suspect.odds:
-            told[suspect.cause.factor] = suspect
+        known = told.get(suspect.cause.factor, suspect)
+        surer = max(known, suspect, key=lambda s: s.odds)
+        told[suspect.cause.factor] = replace(surer, clear=known.clear or suspect.clear)
     weighed = [(s.cause, s.odds * _match(s.explains, issues)) for s in told.values() if issues or s.clear]
     total = sum(odds for _, odds in weighed) + _UNKNOWN
     ranked = sorted((pair for pair in weighed if pair[1] >= _LEAST_ODDS), key=lambda pair: -pair[1])

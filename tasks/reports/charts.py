@@ -5,9 +5,10 @@ The report draws them with plotly.js, the dashboard through `plotly.graph_object
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from schema.findings import ParameterEffect
 from schema.parameters import PARAMETERS, ParameterValue
 from schema.runs import EpochResult, RunHistory
 from tasks.reports import wording
@@ -66,6 +67,32 @@ def parameter_scatter(rows: Sequence[Row], name: str) -> Figure:
     else:
         layout["xaxis"]["type"] = "category"
     return {"data": [trace for trace in data if trace["x"]], "layout": layout}
+
+
+def importance_bars(importance: Mapping[str, float]) -> Figure:
+    """Share of quality's variation by parameter, the largest on top."""
+    ranked = sorted(importance.items(), key=lambda pair: pair[1])
+    bars = {
+        "type": "bar", "orientation": "h", "marker": {"color": _PALETTE[0]},
+        "x": [100 * share for _, share in ranked], "y": [name for name, _ in ranked],
+    }  # fmt: skip
+    return {"data": [bars], "layout": _layout("share of quality's variation, %", "", legend=False)}
+
+
+def impact_map(effects: Sequence[ParameterEffect]) -> Figure:
+    """Parameters by outcomes: the share of each outcome's variation; a dot where it is claimed, not chance."""
+    tested = [e for e in effects if e.importance is not None and e.p_value is not None]
+    parameters = list(dict.fromkeys(e.parameter for e in tested))
+    outcomes = list(dict.fromkeys(e.outcome for e in tested))
+    cells = {(e.parameter, e.outcome): e for e in tested}
+    grid = [[cells.get((p, o)) for o in outcomes] for p in parameters]
+    figure = {
+        "type": "heatmap", "x": outcomes, "y": parameters, "zmin": 0, "zmax": 100, "colorscale": "Blues",
+        "z": [[None if e is None else 100 * (e.importance or 0) for e in row] for row in grid],
+        "text": [["*" if e and e.verdict in ("critical", "secondary") else "" for e in row] for row in grid],
+        "texttemplate": "%{text}",
+    }  # fmt: skip
+    return {"data": [figure], "layout": _layout("", "", legend=False)}
 
 
 def _curve(history: RunHistory, place: int, best: str | None) -> Figure:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from schema.findings import Analysis, RefusedProposal
 from schema.runs import EpochResult, RunHistory
+from tasks.home import replace_text
 from tasks.reports import wording
 from tasks.reports.view import build_report
 
@@ -40,14 +41,13 @@ def write_report(
     from plotly.offline import get_plotlyjs  # takes half a second
 
     report = build_report(campaign, history, analysis, refusals, base, home)
-    page = _environment().get_template("report.html.j2").render(r=report, plotly=Markup(get_plotlyjs()))
+    page = environment().get_template("report.html.j2").render(r=report, plotly=Markup(get_plotlyjs()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(page, encoding="utf-8")
-    return part.replace(path)
+    return replace_text(path, page)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Finds the templates; what they are given is escaped."""
     environment = Environment(
         loader=PackageLoader("tasks.reports"),
         autoescape=True,

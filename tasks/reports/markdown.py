@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from schema.findings import Analysis, Diagnosis, GateVerdict, Hypothesis, ParameterEffect, RefusedProposal
+from schema.findings import (
+    Analysis,
+    Diagnosis,
+    GateVerdict,
+    Hypothesis,
+    ImpactReport,
+    ParameterEffect,
+    RefusedProposal,
+)
 from schema.parameters import with_defaults
 from schema.runs import EpochResult, RunHistory, TrainingRun
 from tasks.reports import wording
@@ -103,6 +111,53 @@ def _parameters(run: TrainingRun) -> str:
         _table(("parameter", "value"), [(name, wording.value(settings[name])) for name in changed]),
         f"At kohya's defaults: `{wording.settings(usual)}`" if usual else "",
     ).rstrip()
+
+
+def impact_note(report: ImpactReport, scope: str) -> str:
+    """What each parameter did to each outcome: claims first, then what was not found, and what could not be.
+
+    Args:
+        report: of the runs.
+        scope: which runs they are, in words.
+    """
+    claims = [e for e in report.effects if e.verdict in ("critical", "secondary")]
+    unsure = {e.parameter for e in report.effects if e.outcome == "quality" and e.verdict == "none detected"}
+    constant = [e.parameter for e in report.effects if e.verdict == "never varied"]
+    short = {e.parameter for e in report.effects if e.verdict == "not enough data" and e.outcome == "quality"}
+    together = sorted({tuple(sorted((e.parameter, o))) for e in report.effects for o in e.confounded_with})
+    most = sorted(report.importance.items(), key=lambda pair: -pair[1])
+    return _sections(
+        f"# What mattered: {_text(scope)}",
+        f"{wording.count(report.n_runs, 'run')}, {wording.count(report.tests, 'test')} on "
+        f"{wording.count(len(report.outcomes), 'outcome')}. Observed, not tested: a paired experiment is what proves a "
+        "cause. p is corrected for all tests; intervals are 90 % bootstrap, of a split chosen for its difference.",
+        _section("Found", _claims(claims) or "Nothing that chance would not show as well."),
+        _section("Depends on each other", _list(f"{i.sentence} (p {i.p_value:.3f})" for i in report.interactions)),
+        _section(f"Share of quality's variation, by {report.importance_by}",
+                 _table(("parameter", "share"), [(name, wording.percent(share)) for name, share in most])),
+        _section("Moved together: never blame one singly", _list(f"{a} and {b}" for a, b in together)),
+        _section("No effect on quality detected", ", ".join(sorted(unsure))),
+        _section("Not enough data", ", ".join(sorted(short))),
+        _section("Never varied", ", ".join(constant)),
+    )  # fmt: skip
+
+
+def _claims(effects: Sequence[ParameterEffect]) -> str:
+    return _table(
+        ("parameter", "outcome", "verdict", "n", "best where", "difference", "interval", "p", "Spearman", "Pearson"),
+        [
+            (
+                e.parameter, e.outcome, e.verdict, str(e.n), e.best, wording.signed(e.effect),
+                wording.interval(e.low, e.high), wording.p_value(e.p_value), _correlation(e.spearman),
+                _correlation(e.pearson),
+            )
+            for e in effects
+        ],
+    )  # fmt: skip
+
+
+def _correlation(value: float | None) -> str:
+    return wording.NONE if value is None else f"{value:+.2f}"
 
 
 def _leaderboard(rows: Sequence[Row]) -> str:

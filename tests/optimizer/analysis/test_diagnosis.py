@@ -124,13 +124,10 @@ def test_every_failed_run_of_a_night_is_diagnosed() -> None:
         assert bool(found - {"below_healthy", "risky_setting"}) == bad
 
 
-def healthy_runs(n: int = 8, **more: Any) -> list[RunHistory]:
+def healthy_runs(**more: Any) -> list[RunHistory]:
     """Runs that differ little and are all good."""
-    rates = [1e-4 * 1.2**i for i in range(n)]
-    return [
-        a_run(i, SPACE.complete({"learning_rate": rate, "network_dim": 16}), epochs=[metrics(70.0 + i % 3)], **more)
-        for i, rate in enumerate(rates)
-    ]
+    settings = [{"learning_rate": 1e-4 * 1.2**i, "network_dim": 16, **more} for i in range(8)]
+    return [a_run(i, SPACE.complete(s), epochs=[metrics(70.0 + i % 3)]) for i, s in enumerate(settings)]
 
 
 def test_a_setting_unlike_healthy_ones_is_blamed_for_a_worse_run() -> None:
@@ -160,6 +157,13 @@ def test_a_clear_risk_is_told_although_no_harm_was_measured() -> None:
     assert found.issue == "risky_setting"
     assert found.severity < 0.2
     assert blamed([found])[0].factor == "color_aug"
+
+
+def test_a_risk_stays_one_where_the_setting_is_near_healthy_ones_too() -> None:
+    healthy = healthy_runs(shuffle_caption=True, keep_tokens=1)
+    setting = {"learning_rate": 1.5e-4, "network_dim": 16, "shuffle_caption": True, "keep_tokens": 0}
+    causes = blamed(diagnose_run(a_run(20, SPACE.complete(setting), 71.0), healthy, SPACE))
+    assert [c.factor for c in causes] == ["keep_tokens"]
 
 
 def test_what_healthy_runs_do_as_well_is_no_risk() -> None:
@@ -196,3 +200,25 @@ def test_a_rank_is_blamed_for_itself_not_for_its_alpha() -> None:
 )
 def test_copies_and_missing_things(found: EpochMetrics, issue: str) -> None:
     assert epoch_issues(found) == {issue}
+
+
+def test_repeats_are_blamed_only_where_they_change_the_steps() -> None:
+    base: dict[str, Any] = {"learning_rate": 1.5e-4, "network_dim": 16}
+    healthy = [
+        RunHistory(run=h.run.changed(num_images=48, all_parameters={**h.run.all_parameters, "num_repeats": 2}),
+                   epochs=h.epochs)
+        for h in healthy_runs()
+    ]  # fmt: skip
+    same = a_run(20, SPACE.complete({**base, "num_repeats": 24}), epochs=[metrics(40.0)], num_images=4)
+    assert [c.factor for c in blamed(diagnose_run(same, healthy, SPACE))] == ["few_pictures"]
+    more = a_run(20, SPACE.complete({**base, "num_repeats": 24}), epochs=[metrics(40.0)], num_images=48)
+    assert [c.factor for c in blamed(diagnose_run(more, healthy, SPACE))] == ["num_repeats"]
+
+
+def test_what_a_clean_audit_rules_out_is_not_guessed() -> None:
+    run = a_run(0, SPACE.complete({}), 50.0).run
+    seen = metrics(shares={"two_tone_share": 0.6})
+    (guess,) = diagnose_epoch(seen, 3, 5, run, [])
+    assert "same colour code" in guess.cause
+    (told,) = diagnose_epoch(seen, 3, 5, run, [], DataAudit(dataset="data", pictures=20))
+    assert "same colour code" not in told.cause
