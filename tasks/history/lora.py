@@ -14,6 +14,11 @@ from schema.errors import ConfigError
 from tasks.history.facts import EpochFound, Fact, Found, Source, typed
 
 _MODELS = {"sd_v1": "sd15", "sdxl_base_v1-0": "sdxl"}
+_NAMES = {
+    "sdxl": ("lora_te1_", "lora_te2_", "lora_unet_input_blocks_", "lora_unet_output_blocks_"),
+    "sd15": ("lora_te_", "lora_unet_down_blocks_0_attentions_"),
+}
+"""Starts of names that only this model's LoRA has; SDXL's first block has no attention, whoever names it."""
 _PRECISIONS = {"F32": "float", "F16": "fp16", "BF16": "bf16"}
 _SUBSET = (
     "num_repeats", "shuffle_caption", "keep_tokens", "color_aug", "flip_aug", "random_crop", "enable_wildcard",
@@ -125,6 +130,9 @@ def _inferred(tensors: Mapping[str, Any], path: Path, notes: list[str]) -> Itera
     if linear or types:
         only = not any(name.startswith("lora_te") for name in tensors)
         yield Fact("network_train_unet_only", only, Source.INFERRED, f"text encoder's tensors in {place}")
+    for model, starts in _NAMES.items():
+        if any(name.startswith(starts) for name in tensors):
+            yield Fact("model_type", model, Source.INFERRED, f"names of the tensors in {place}")
     yield Fact("checkpoint_size_mb", round(path.stat().st_size / 2**20, 3), Source.INFERRED, f"size of {place}")
 
 

@@ -190,7 +190,7 @@ def _imported(group: _Group, name: str, number: int, options: Sequence[Fact], no
     finished = _time(chosen["finished_at"].value) if "finished_at" in chosen else started
     run = TrainingRun(
         uid=uid, campaign=CAMPAIGN, number=number, run_name=name, status=RunStatus.FINISHED,
-        base_model=_of(chosen, "base_model", "unknown"), model_type=_of(chosen, "model_type", "sd15"),
+        base_model=_of(chosen, "base_model", "unknown"), model_type=_of(chosen, "model_type", "unknown"),
         dataset=_of(chosen, "dataset", "unknown"), num_images=_of(chosen, "num_images", None),
         all_parameters={n: f.value for n, f in sorted(chosen.items()) if n in PARAMETERS},
         notes=_of(chosen, "notes", None), sources={n: f.told for n, f in sorted(chosen.items())},

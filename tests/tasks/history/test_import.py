@@ -169,7 +169,7 @@ def test_what_is_said_now_counts_before_everything(tmp_path: Path) -> None:
 def test_a_file_without_metadata_tells_what_its_tensors_tell(tmp_path: Path) -> None:
     (run,), _ = imported(MemoryStore(), lora(tmp_path / "old-000004.safetensors", rank=32))
     assert run.run.run_name == "old"
-    assert run.run.base_model == "unknown"
+    assert (run.run.base_model, run.run.model_type) == ("unknown", "sd15")
     assert run.run.all_parameters["network_dim"] == 32
     assert run.run.all_parameters["network_alpha"] == 4.0
     assert all(told.startswith("inferred: ") for told in run.run.sources.values())
