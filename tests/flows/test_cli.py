@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import typer
 
+from demo.portraits import write_dataset
+from demo.workspace import lay_out
 from flows.cli import app
 
 COMMANDS = dict(typer.main.get_command(app).commands.items())  # type: ignore[attr-defined]
@@ -53,3 +56,24 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, arguments: li
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
     assert not (tmp_path / "pixelloop-home").exists()
+
+
+def test_an_audit_tells_what_would_stop_a_night(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "portraits", 16, 7, 64)
+    clean = pixelloop("audit", "portraits", "--set", "shuffle_caption=true", "--set", "keep_tokens=1", cwd=tmp_path)
+    assert clean.returncode == 0, clean.stderr
+    assert "keep_tokens keeps in front: pixel art" in clean.stdout
+    (tmp_path / "portraits" / "portrait_003.txt").unlink()
+    broken = pixelloop("audit", "portraits", "--json", cwd=tmp_path)
+    assert broken.returncode == 2
+    found = json.loads(broken.stdout)
+    assert [f["check"] for f in found["findings"] if f["level"] == "error"] == ["missing_caption"]
+
+
+@pytest.mark.e2e
+def test_a_night_does_not_start_on_broken_data(tmp_path: Path) -> None:
+    file = lay_out(tmp_path)
+    (tmp_path / "portraits" / "portrait_003.txt").write_text("")
+    result = pixelloop("run", str(file), "--home", str(tmp_path / "home"), cwd=tmp_path)
+    assert result.returncode == 2
+    assert "have an empty caption (portrait_003.png)" in result.stderr
