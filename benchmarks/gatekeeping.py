@@ -38,7 +38,8 @@ def refusals(replay: Replay, n: int, seed: int) -> Refusals:
     history = measured_runs(replay, [int(i) for i in order[:n]])
     failing = [int(i) for i in order[n:] if table.failed[i]][:_JUDGED]
     fine = [int(i) for i in order[n:] if not table.failed[i]]
-    best = sorted(fine, key=lambda i: float(table.losses[i]))[: max(round(_TOP * len(fine)), 1)]
+    losses = table.losses
+    best = sorted(fine, key=lambda i: float(losses[i]))[: max(round(_TOP * len(fine)), 1)]
     chosen = failing + best[:_JUDGED] + fine[:_JUDGED]
     refused = dict(zip(chosen, _judged(replay, history, history, chosen), strict=True))
     shares = [float(np.mean([refused[i] for i in rows])) for rows in (failing, best[:_JUDGED], fine[:_JUDGED])]

@@ -80,8 +80,8 @@ class Result:
         return {
             "trials_to_target": _finite(float(np.median(self.solved_after(who)))),
             "solved": f"{sum(math.isfinite(t) for t in self.solved_after(who))}/{seeds}",
-            "regret_15": round(float(np.median(curves[:, min(14, curves.shape[1] - 1)])), 3),
-            "regret_end": round(float(np.median(curves[:, -1])), 3),
+            "regret_15": _finite(round(float(np.median(curves[:, min(14, curves.shape[1] - 1)])), 3)),
+            "regret_end": _finite(round(float(np.median(curves[:, -1])), 3)),
             "failed": round(float(np.mean([d.failed for d in flat])), 3),
             "full_runs": round(sum(d.cost for d in flat) / seeds, 1),
         }
