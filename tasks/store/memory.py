@@ -29,7 +29,7 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._campaigns: dict[str, CampaignRecord] = {}
         self._runs: dict[uuid.UUID, TrainingRun] = {}
-        self._epochs: dict[uuid.UUID, EpochResult] = {}
+        self._epochs: dict[uuid.UUID, dict[uuid.UUID, EpochResult]] = {}
         self._refusals: dict[uuid.UUID, RefusedProposal] = {}
         self._hypotheses: dict[uuid.UUID, Hypothesis] = {}
         self._analyses: dict[str, Analysis] = {}
@@ -54,6 +54,13 @@ class MemoryStore:
         with self._lock:
             self._campaigns[record.name] = record
 
+    def take_history(self, history: Sequence[RunHistory]) -> None:
+        """Take runs and epochs over as another store has them."""
+        with self._lock:
+            for known in history:
+                self._runs[known.run.uid] = known.run
+                self._epochs.setdefault(known.run.uid, {}).update((e.uid, e) for e in known.epochs)
+
     def campaigns(self) -> list[CampaignRecord]:
         """All campaigns, oldest first."""
         return sorted(self._all(self._campaigns), key=lambda c: (c.created_at, c.name))
@@ -71,7 +78,7 @@ class MemoryStore:
         """
         with self._lock:
             self._demand(epoch.run_uid, f"epoch {epoch.epoch_number}")
-            self._epochs[epoch.uid] = _cleaned(epoch)
+            self._epochs.setdefault(epoch.run_uid, {})[epoch.uid] = _cleaned(epoch)
 
     def run(self, campaign: str, number: int) -> TrainingRun:
         """One run.
@@ -95,8 +102,7 @@ class MemoryStore:
 
     def epochs(self, run_uid: uuid.UUID) -> list[EpochResult]:
         """Epochs of a run in order."""
-        found = [epoch for epoch in self._all(self._epochs) if epoch.run_uid == run_uid]
-        return sorted(found, key=lambda epoch: epoch.epoch_number)
+        return sorted(self._all(self._epochs.get(run_uid, {})), key=lambda epoch: epoch.epoch_number)
 
     def colour_by_epoch(self, run_uid: uuid.UUID) -> list[EpochColours]:
         """Colour accuracy of a run's epochs in order."""

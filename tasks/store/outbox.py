@@ -2,7 +2,8 @@
 
 Each save is a letter: a line in ``waiting.jsonl`` until the database has taken it. All saves are upserts, so one that
 was taken just before a kill may be sent again. A letter that can never be taken is set aside in ``refused.jsonl``
-with the reason. What is read comes from the database, or from a copy in memory while that is away.
+with the reason. What is read comes from the database, or from a copy in memory while that is away; the copy is made
+before the first save, so that only those who save pay for it.
 """
 
 from __future__ import annotations
@@ -32,19 +33,14 @@ class OutboxStore:
     """Implements `tasks.store.base.Store` before another one. Several processes may share the folder."""
 
     def __init__(self, store: Store, folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Args: folder: where letters wait; tell: is given a sentence when something changes for the worse or better.
-
-        Raises:
-            StoreError: the database cannot be read: without a copy of what it holds nothing could go on.
-        """
+        """Args: folder: where letters wait; tell: is given a sentence when something changes for the worse or better."""
         self._store, self._folder, self._tell = store, folder, tell
         self._waiting, self._refused = folder / "waiting.jsonl", folder / "refused.jsonl"
         self._lock = threading.RLock()
         self._looked, self._away = 0.0, False
-        self._copy = MemoryStore()
+        self._memory: MemoryStore | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.flush()
-        self._fill()
 
     def close(self) -> None:
         """Send what still waits, if the database is there, and let go of it."""
@@ -220,18 +216,31 @@ class OutboxStore:
             self._tell(f"{error}; the campaign goes on, rows wait in {self._waiting}")
         self._away = True
 
-    def _fill(self) -> None:
-        """Copy what decisions are made from, with what still waits on top."""
+    @property
+    def _copy(self) -> MemoryStore:
+        """What decisions are made from, with what still waits on top.
+
+        Raises:
+            StoreError: the database cannot be read, and there is no copy yet: without one nothing could go on.
+        """
+        with self._lock:
+            if self._memory is None:
+                self._memory = self._copied()
+            return self._memory
+
+    def _copied(self) -> MemoryStore:
+        copy = MemoryStore()
+        copy.take_history(self._store.history())
         for record in self._store.campaigns():
-            self._copy.take_campaign(record)
+            copy.take_campaign(record)
             for refusal in self._store.refusals(record.name):
-                self._copy.save_refusal(refusal)
-        for known in self._store.history():
-            self._copy.save_run(known.run)
-            for epoch in known.epochs:
-                self._copy.save_epoch(epoch)
+                copy.save_refusal(refusal)
+            copy.save_hypotheses(self._store.hypotheses(record.name))
+            if (analysis := self._store.latest_analysis(record.name)) is not None:
+                copy.save_analysis(analysis)
         for letter in map(json.loads, _lines(self._waiting)):
-            _SAVE[letter["kind"]](self._copy, letter["data"])
+            _SAVE[letter["kind"]](copy, letter["data"])
+        return copy
 
     @contextmanager
     def _one_process(self) -> Iterator[None]:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pydantic import ValidationError
-
-from schema.base import Frozen
-from schema.errors import NotFoundError, StoreError
+from schema.errors import NotFoundError
 from schema.findings import Analysis, Hypothesis, RefusedProposal
 from schema.runs import Artifact, EpochResult, HumanRating, RunHistory, TrainingRun
 from tasks.store.base import CampaignRecord, Condition, EpochColours
-from tasks.store.tables import Row, Tables, clean
+from tasks.store.known import EPOCH, RUN, KnownHistory, by_start, ours
+from tasks.store.rows import Record, records, row_of
+from tasks.store.tables import Tables, clean
 
-Record = TypeVar("Record", bound=Frozen)
-
-_RUN = tuple(TrainingRun.model_fields)
-_EPOCH = tuple(EpochResult.model_fields)
 _COLOURS = tuple(EpochColours.model_fields)
 _ANALYSIS = tuple(name for name in Analysis.model_fields if name != "hypotheses")
 
@@ -28,6 +23,7 @@ class RecordStore:
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
+        self._known = KnownHistory(tables)
 
     def close(self) -> None:
         """Let go of connections; the next call opens new ones."""
@@ -44,7 +40,7 @@ class RecordStore:
 
     def save_run(self, run: TrainingRun) -> None:
         """Insert or replace a run."""
-        row = _row(run, _RUN)
+        row = row_of(run, RUN)
         if run.notes is None:  # a person may have written some into the table
             del row["notes"]
         self.tables.upsert("training_runs", row, ("uid",))
@@ -58,7 +54,7 @@ class RecordStore:
         judged = {"is_photorealistic": epoch.is_photorealistic, "has_wrong_backgrounds": epoch.has_wrong_backgrounds}
         said = {name: value for name, value in judged.items() if value is not None}  # else a person's word stays
         try:
-            self.tables.upsert("epoch_results", _row(epoch, _EPOCH) | said, ("uid",))
+            self.tables.upsert("epoch_results", row_of(epoch, EPOCH) | said, ("uid",))
         except NotFoundError:
             raise NotFoundError(
                 f"epoch {epoch.epoch_number} belongs to run {epoch.run_uid}, which is not in the store"
@@ -83,13 +79,13 @@ class RecordStore:
         """Runs whose parameters meet every condition; numbers compare as numbers."""
         equal = {c.parameter: c.value for c in where if c.operator == "=="}
         others = [c.model_dump(mode="json") for c in where if c.operator != "=="]
-        rows = self.tables.call("find_training_runs", {"conditions": others, "equals": equal}, _RUN)
-        return _by_start(_records(TrainingRun, rows))
+        rows = self.tables.call("find_training_runs", {"conditions": others, "equals": equal}, RUN)
+        return by_start(records(TrainingRun, rows))
 
     def epochs(self, run_uid: uuid.UUID) -> list[EpochResult]:
         """Epochs of a run in order."""
-        rows = self.tables.select("epoch_results", _EPOCH, {"run_uid": str(run_uid)}, ("epoch_number", "uid"))
-        return _records(EpochResult, [row for row in rows if row["quantitative_metrics"] is not None])
+        rows = self.tables.select("epoch_results", EPOCH, {"run_uid": str(run_uid)}, ("epoch_number", "uid"))
+        return records(EpochResult, [row for row in rows if row["quantitative_metrics"] is not None])
 
     def colour_by_epoch(self, run_uid: uuid.UUID) -> list[EpochColours]:
         """Colour accuracy of a run's epochs in order."""
@@ -97,16 +93,11 @@ class RecordStore:
 
     def history(self, campaign: str | None = None) -> list[RunHistory]:
         """Runs with their epochs, oldest first; without the measurements of single pictures."""
-        epochs: dict[uuid.UUID, list[EpochResult]] = {}
-        where = {} if campaign is None else {"campaign": campaign}
-        rows = self.tables.select("v_epochs", _EPOCH, where, ("run_uid", "epoch_number", "uid"))
-        for epoch in _records(EpochResult, rows):
-            epochs.setdefault(epoch.run_uid, []).append(epoch)
-        return [RunHistory(run=run, epochs=tuple(epochs.get(run.uid, ()))) for run in self.runs(campaign)]
+        return self._known.read(campaign)
 
     def save_refusal(self, refusal: RefusedProposal) -> None:
         """Insert or replace a refused proposal."""
-        self.tables.upsert("refused_proposals", _row(refusal, RefusedProposal.model_fields), ("uid",))
+        self.tables.upsert("refused_proposals", row_of(refusal, RefusedProposal.model_fields), ("uid",))
 
     def refusals(self, campaign: str) -> list[RefusedProposal]:
         """What the gate refused, in order."""
@@ -114,7 +105,7 @@ class RecordStore:
 
     def save_hypotheses(self, hypotheses: Sequence[Hypothesis]) -> None:
         """Make these the campaign's proposed experiments; those no longer proposed are dropped."""
-        rows = [_row(hypothesis, Hypothesis.model_fields) for hypothesis in hypotheses]
+        rows = [row_of(hypothesis, Hypothesis.model_fields) for hypothesis in hypotheses]
         campaigns = sorted({hypothesis.campaign for hypothesis in hypotheses})
         self.tables.call("replace_hypotheses", {"campaigns": campaigns, "proposals": rows})
 
@@ -124,14 +115,14 @@ class RecordStore:
 
     def save_analysis(self, analysis: Analysis) -> None:
         """Keep an analysis; the newest of a campaign is the one that counts."""
-        self.tables.upsert("analyses", _row(analysis, _ANALYSIS), ("campaign", "created_at"))
+        self.tables.upsert("analyses", row_of(analysis, _ANALYSIS), ("campaign", "created_at"))
 
     def latest_analysis(self, campaign: str) -> Analysis | None:
         """The newest analysis with the hypotheses of now."""
         rows = self.tables.select("analyses", _ANALYSIS, {"campaign": campaign}, ("created_at",))
         if not rows:
             return None
-        return _records(Analysis, rows[-1:])[0].changed(hypotheses=tuple(self.hypotheses(campaign)))
+        return records(Analysis, rows[-1:])[0].changed(hypotheses=tuple(self.hypotheses(campaign)))
 
     def save_rating(self, rating: HumanRating) -> None:
         """Insert or replace what a person says of an epoch.
@@ -139,7 +130,7 @@ class RecordStore:
         Raises:
             NotFoundError: no such run.
         """
-        self.tables.call("save_rating", {"rating": _row(rating, HumanRating.model_fields)})
+        self.tables.call("save_rating", {"rating": row_of(rating, HumanRating.model_fields)})
 
     def ratings(self, run_uid: uuid.UUID) -> list[HumanRating]:
         """What people said of a run's epochs, in order."""
@@ -151,48 +142,14 @@ class RecordStore:
         Raises:
             NotFoundError: no such run.
         """
-        self.tables.upsert("artifacts", _row(artifact, Artifact.model_fields), ("uid",))
+        self.tables.upsert("artifacts", row_of(artifact, Artifact.model_fields), ("uid",))
 
     def artifacts(self, run_uid: uuid.UUID) -> list[Artifact]:
         """Files of a run, by epoch and path."""
         return self._read(Artifact, "artifacts", {"run_uid": str(run_uid)}, ("epoch_number", "path", "uid"))
 
     def _runs(self, equal: Mapping[str, Any]) -> list[TrainingRun]:
-        # Rows that a user's own table had before carry no parameters of ours: they are not runs of ours.
-        rows = self.tables.select("training_runs", _RUN, equal, ("uid",))
-        ours = [row for row in rows if row["all_parameters"] is not None and row["campaign"] is not None]
-        return _by_start(_records(TrainingRun, ours))
+        return by_start(records(TrainingRun, ours(self.tables.select("training_runs", RUN, equal, ("uid",)))))
 
     def _read(self, model: type[Record], table: str, equal: Mapping[str, Any], order: Sequence[str]) -> list[Record]:
-        return _records(model, self.tables.select(table, tuple(model.model_fields), equal, order))
-
-
-def _by_start(runs: list[TrainingRun]) -> list[TrainingRun]:
-    return sorted(runs, key=lambda run: (run.started_at, run.number))
-
-
-def _row(record: Frozen, names: Iterable[str]) -> Row:
-    """A record as column values."""
-    data = clean(record.model_dump(mode="json"))
-    return {name: data[name] for name in names}
-
-
-def _records(model: type[Record], rows: Iterable[Mapping[str, Any]]) -> list[Record]:
-    """Rows as records; a column that is null takes the field's default.
-
-    Raises:
-        StoreError: a row was changed to what we cannot read.
-    """
-    return [_record(model, {k: v for k, v in row.items() if v is not None}) for row in rows]
-
-
-def _record(model: type[Record], row: Mapping[str, Any]) -> Record:
-    try:
-        return model.model_validate(row)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        which = row.get("run_name") or row.get("uid") or row.get("name") or row.get("campaign")
-        column = ".".join(map(str, first["loc"]))
-        raise StoreError(
-            f"{model.__name__} {which} cannot be read: {column}: {first['msg']}; mend that row in the database"
-        ) from error
+        return records(model, self.tables.select(table, tuple(model.model_fields), equal, order))

@@ -133,5 +133,22 @@ def test_an_epoch_without_its_run_is_a_mistake_at_once(postgres_url: str, tmp_pa
 
 
 def test_without_a_database_at_the_start_nothing_goes_on(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailableError, match="cannot be reached"):
-        OutboxStore(PostgresStore("postgresql://nobody@127.0.0.1:9/none"), tmp_path / "outbox")
+    store = OutboxStore(PostgresStore("postgresql://nobody@127.0.0.1:9/none"), tmp_path / "outbox")
+    for work in (lambda: store.save_run(make_run(0)), store.history):
+        with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+            work()
+    assert store.waiting == 0
+
+
+def test_the_copy_has_what_was_there_before(server: EmbeddedPostgres, tmp_path: Path) -> None:
+    first = OutboxStore(PostgresStore(server.url()), tmp_path / "first")
+    first.save_run(make_run(0))
+    first.save_epoch(make_epoch(make_run(0), 1))
+    first.save_campaign("night", {"a": 1}, "running")
+    kept = first.history()
+    first.close()
+    second = OutboxStore(PostgresStore(server.url()), tmp_path / "second")
+    second.save_run(make_run(1))
+    kill(server)
+    assert second.history()[:1] == kept
+    assert [c.settings for c in second.campaigns()] == [{"a": 1}]

@@ -67,6 +67,8 @@ select from human_ratings where run_uid = gen_random_uuid() order by epoch_numbe
 select from experiment_queue where campaign = 'night' and state = 'queued' order by position;
 select from experiment_queue where hypothesis_uid = gen_random_uuid();
 select from artifacts where run_uid = gen_random_uuid() order by epoch_number;
+select from training_runs where changed_at >= now();
+select from epoch_results where changed_at >= now();
 """
 
 
