@@ -117,7 +117,7 @@ def diagnose(
     from flows.analysis import diagnosed
 
     with opened_campaign(home, campaign) as context:
-        run = named_run(context.services, name, context.name)
+        run = named_run(context.services, name, campaign)
         found = [d for d in diagnosed(context, run, epoch) if issue in (None, d.issue)]
     if as_json:
         print(json.dumps(_told(run, found).model_dump(mode="json"), indent=2))

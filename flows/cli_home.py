@@ -42,12 +42,22 @@ def opened_campaign(home: Path, campaign: str | None) -> Iterator[Context]:
 
 
 def campaign_path(services: Services, name: str | None) -> Path:
-    """Path of a campaign's file."""
-    return services.home.absolute(services.campaign(name).settings["file"])
+    """Path of a campaign's file.
+
+    Raises:
+        NotFoundError: its runs were made elsewhere.
+    """
+    record = services.campaign(name)
+    if "file" not in record.settings:
+        raise NotFoundError(
+            f"campaign {record.name} holds runs made elsewhere, without a campaign.toml: "
+            "start one with 'pixelloop run campaign.toml', or name another with --campaign"
+        )
+    return services.home.absolute(record.settings["file"])
 
 
 def named_run(services: Services, name: str, campaign: str | None) -> RunHistory:
-    """A run by its name or number.
+    """A run by its name or number: of a campaign, or of the newest, or by its name of any.
 
     Raises:
         NotFoundError: there is none; the message lists those that exist.
@@ -56,6 +66,9 @@ def named_run(services: Services, name: str, campaign: str | None) -> RunHistory
     history = services.store.history(record.name)
     for found in history:
         if name in (found.run.run_name, str(found.run.number)):
+            return found
+    for found in services.store.history() if campaign is None else ():
+        if name == found.run.run_name:
             return found
     known = ", ".join(h.run.run_name for h in history) or "none yet"
     raise NotFoundError(f"no run {name} in campaign {record.name}: there is {known}")

@@ -61,7 +61,7 @@ def import_(
 
     Example: [bold]pixelloop import old-loras/ scores.csv --base-model ~/models/sd15 --dataset knights/[/]
     """
-    from tasks.history.merge import assemble
+    from tasks.history.merge import CAMPAIGN, assemble
     from tasks.history.read import read_all
 
     settings = Settings()
@@ -74,6 +74,8 @@ def import_(
             found += _own(services)
         imported, notes = assemble(found, services.store.history(), options, datetime.now(UTC))
         ends = [run.keep(services.store) for run in imported]
+        if imported:
+            services.store.save_campaign(CAMPAIGN, {}, "finished", "taken over by 'pixelloop import'")
     if as_json:
         _json(_as_data(imported, ends, [*unread, *notes]))
     else:

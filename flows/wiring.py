@@ -89,17 +89,19 @@ class Services:
         return self.embedded.ensure_database("prefect")
 
     def campaign(self, name: str | None) -> CampaignRecord:
-        """A campaign by name, or the newest.
+        """A campaign by name, or the newest that was run here; runs of earlier days only if there is nothing else.
 
         Raises:
             NotFoundError: there is none; the message lists those that exist.
         """
-        known = self.store.campaigns()
+        known = sorted(self.store.campaigns(), key=lambda record: "file" in record.settings)
         if not known:
             raise NotFoundError(f"no campaign in {self.home.root}: start one with 'pixelloop run campaign.toml'")
+        if name is None:
+            return known[-1]
         for record in known:
-            if name in (None, record.name):
-                return record if name else known[-1]
+            if name == record.name:
+                return record
         raise NotFoundError(f"no campaign {name} in {self.home.root}: there is {', '.join(c.name for c in known)}")
 
     def close(self) -> None:

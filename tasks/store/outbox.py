@@ -33,7 +33,7 @@ class OutboxStore:
     """Implements `tasks.store.base.Store` before another one. Several processes may share the folder."""
 
     def __init__(self, store: Store, folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Args: folder: where letters wait; tell: is given a sentence when something changes for the worse or better."""
+        """Args: folder: where letters wait; tell: is given a sentence when the database goes or comes back."""
         self._store, self._folder, self._tell = store, folder, tell
         self._waiting, self._refused = folder / "waiting.jsonl", folder / "refused.jsonl"
         self._lock = threading.RLock()
