@@ -27,7 +27,7 @@ from tasks.home import Home, TrialFolder
 from tasks.store.base import CampaignRecord, Store
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
-from tasks.store.objects import LocalObjects, ObjectStore, SupabaseObjects
+from tasks.store.objects import LocalObjects, ObjectStore
 from tasks.store.outbox import OutboxStore
 from tasks.store.postgres import PostgresStore, patient_connect
 from tasks.store.records import RecordStore
@@ -80,7 +80,9 @@ class Services:
             return LocalObjects(self.home.root)
         if url is None or key is None:
             raise ConfigError("PIXELLOOP_BUCKET is set, so set SUPABASE_URL and SUPABASE_KEY as well")
-        return SupabaseObjects(url, key, bucket)
+        from tasks.store.bucket import BucketObjects  # a second that most commands can do without
+
+        return BucketObjects(url, key, bucket)
 
     def prefect_url(self) -> str:
         """Address of Prefect's own database, made if it is missing."""

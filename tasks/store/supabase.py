@@ -19,7 +19,7 @@ from tasks.store.tables import Row
 _PAGE = 1000  # the Data API gives no more rows at once, and does not say so
 _TRIES = 4
 _TIMEOUT = 30.0
-_AWAY = {429, 502, 503, 504, 520}
+AWAY = {429, 502, 503, 504, 520}
 _LOST = (httpx.TransportError,)
 _REFERS_TO_NOTHING = "23503"
 
@@ -36,7 +36,7 @@ class _Retrying(httpx.HTTPTransport):
                 if last:
                     raise
             else:
-                if response.status_code not in _AWAY or last:
+                if response.status_code not in AWAY or last:
                     return response
                 response.close()
             time.sleep(0.25 * 2**attempt * (0.5 + random.random()))  # not all at once
@@ -101,16 +101,31 @@ class SupabaseTables:
 
     def _open(self) -> Client:
         if self._client is None:
-            transport = _Retrying(http2=False)  # with HTTP/2 idle connections break under threads
-            session = httpx.Client(transport=transport, timeout=httpx.Timeout(self._timeout, connect=5))
-            options = ClientOptions(
-                auto_refresh_token=False, persist_session=False, postgrest_client_retry=False, httpx_client=session
-            )
-            try:
-                self._client = create_client(self._url, self._key.get_secret_value(), options)
-            except SupabaseException as error:
-                raise StoreError(f"SUPABASE_URL or SUPABASE_KEY is of no use: {error}") from None
+            self._client = connect(self._url, self._key, self._timeout)
         return self._client
+
+
+def connect(url: str, key: SecretStr, timeout: float) -> Client:
+    """A project's client, which asks again where the service is away for a moment.
+
+    Args:
+        timeout: seconds until a silent service counts as away.
+
+    Raises:
+        StoreError: address or key are of no use.
+    """
+    session = httpx.Client(
+        transport=_Retrying(http2=False),  # with HTTP/2 idle connections break under threads
+        timeout=httpx.Timeout(timeout, connect=5),
+        follow_redirects=True,
+    )
+    options = ClientOptions(
+        auto_refresh_token=False, persist_session=False, postgrest_client_retry=False, httpx_client=session
+    )
+    try:
+        return create_client(url, key.get_secret_value(), options)
+    except SupabaseException as error:
+        raise StoreError(f"SUPABASE_URL or SUPABASE_KEY is of no use: {error}") from None
 
 
 class SupabaseStore(RecordStore):
@@ -126,7 +141,7 @@ def _told(error: APIError) -> StoreError | NotFoundError:
     if error.code == _REFERS_TO_NOTHING:
         return NotFoundError(sentence)
     code = str(error.code or "")
-    if (code.isdigit() and int(code) in _AWAY) or code.startswith(("08", "53", "57", "PGRST00")):
+    if (code.isdigit() and int(code) in AWAY) or code.startswith(("08", "53", "57", "PGRST00")):
         return StoreUnavailableError(f"Supabase is away: {sentence}")
     if code in ("42P01", "PGRST205", "PGRST202"):
         return StoreError(f"the project lacks pixelloop's tables: run 'pixelloop db migrate' once ({sentence})")

@@ -121,10 +121,10 @@ def served(app: Starlette, url: str) -> Iterator[None]:
         thread.join()
 
 
-def wait_until_ready(url: str) -> None:
+def wait_until_ready(url: str, headers: dict[str, str] | None = None) -> None:
     for _ in range(600):
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(url).is_success:
+            if httpx.get(url, headers=headers).is_success:
                 return
         time.sleep(0.05)
     raise TimeoutError(url)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,52 +15,29 @@ from schema.errors import NotFoundError, StoreError, StoreUnavailableError
 from schema.runs import EpochResult, TrainingRun
 from tasks.home import Home
 from tasks.store.artifacts import settle, superfluous
+from tasks.store.bucket import BucketObjects
 from tasks.store.memory import MemoryStore
-from tasks.store.objects import LocalObjects, ObjectStore, SupabaseObjects
-from tests.tasks.store.postgrest import SECRET_KEY, free_port, served
+from tasks.store.objects import LocalObjects, ObjectStore
+from tests.tasks.store.postgrest import PUBLISHABLE_KEY, SECRET_KEY, free_port, served
+from tests.tasks.store.storage import LARGEST, storage
 from tests.tasks.store.store_contract import make_epoch, make_run
 
 
-@dataclass
-class Bucket:
-    """The four requests of Supabase's storage API that we make, after its documentation; not the real service."""
-
-    url: str
-    files: dict[str, bytes] = field(default_factory=dict)
-    status: int = 200
-
-    def app(self) -> Starlette:
-        async def answer(request: Request) -> Response:
-            if self.status != 200:
-                return JSONResponse({"message": "no"}, self.status)
-            if request.headers.get("authorization") != f"Bearer {SECRET_KEY}":
-                return JSONResponse({"statusCode": "403", "message": "Invalid Compact JWS"}, 400)
-            key = request.path_params["key"].removeprefix("authenticated/")
-            if request.method == "POST":
-                self.files[key] = await request.body()
-                return JSONResponse({"Key": key})
-            if request.method == "DELETE":
-                gone = [self.files.pop(f"{key}/{name}", None) for name in (await request.json())["prefixes"]]
-                return JSONResponse([{} for one in gone if one is not None])
-            if key not in self.files:
-                return JSONResponse({"statusCode": "404", "error": "not_found", "message": "Object not found"}, 400)
-            return Response(self.files[key])
-
-        return Starlette(routes=[Route("/storage/v1/object/{key:path}", answer, methods=["GET", "POST", "DELETE"])])
-
-
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[Bucket]:
-    bucket = Bucket(f"http://127.0.0.1:{free_port()}")
-    with served(bucket.app(), bucket.url):
-        yield bucket
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with storage(tmp_path_factory.mktemp("storage")) as url:
+        yield url
 
 
-@pytest.fixture(params=["local", "supabase"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path, bucket: Bucket) -> ObjectStore:
+def bucket(url: str, key: str = SECRET_KEY, name: str = "loras") -> BucketObjects:
+    return BucketObjects(url, SecretStr(key), name)
+
+
+@pytest.fixture(params=["local", "bucket"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     if request.param == "local":
         return LocalObjects(tmp_path / "kept")
-    return SupabaseObjects(bucket.url, SecretStr(SECRET_KEY), "loras")
+    return bucket(request.getfixturevalue("project"))
 
 
 def test_a_file_comes_back_as_it_was(objects: ObjectStore, tmp_path: Path) -> None:
@@ -77,20 +53,41 @@ def test_a_file_comes_back_as_it_was(objects: ObjectStore, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("status", "error"), [(503, StoreUnavailableError), (429, StoreUnavailableError), (413, StoreError)]
+    ("key", "name", "size", "sentence"),
+    [
+        (SECRET_KEY, "loras", LARGEST + 1, "refused this"),
+        ("sb_secret_other", "loras", 1, "refused this"),
+        (PUBLISHABLE_KEY, "loras", 1, "refused this"),
+        (SECRET_KEY, "lorras", 1, "has no bucket lorras"),
+    ],
 )
-def test_trouble_is_told_without_the_key(bucket: Bucket, tmp_path: Path, status: int, error: type[Exception]) -> None:
+def test_a_refusal_is_told_without_the_key(
+    project: str, tmp_path: Path, key: str, name: str, size: int, sentence: str
+) -> None:
+    (tmp_path / "a").write_bytes(b"a" * size)
+    with pytest.raises(StoreError, match=sentence) as told:
+        bucket(project, key, name).put("a", tmp_path / "a")
+    assert key not in "".join(traceback.format_exception(told.value))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_service_that_is_away_may_be_asked_later(tmp_path: Path, status: int) -> None:
+    async def away(_: Request) -> Response:  # the real one cannot be made to answer this
+        return JSONResponse({"statusCode": str(status), "error": "away", "message": "away"}, status)
+
+    url = f"http://127.0.0.1:{free_port()}"
     (tmp_path / "a").write_text("a")
-    bucket.status = status
-    try:
-        with pytest.raises(error) as told:
-            SupabaseObjects(bucket.url, SecretStr(SECRET_KEY), "loras").put("a", tmp_path / "a")
-    finally:
-        bucket.status = 200
-    assert SECRET_KEY not in str(told.value)
-    with pytest.raises(StoreUnavailableError) as told:
-        SupabaseObjects("http://127.0.0.1:9", SecretStr(SECRET_KEY), "loras").delete("a")
-    assert SECRET_KEY not in str(told.value)
+    with served(Starlette(routes=[Route("/{path:path}", away, methods=["POST", "GET"])]), url):
+        for work in (lambda: bucket(url).put("a", tmp_path / "a"), lambda: bucket(url).get("a", tmp_path / "b")):
+            with pytest.raises(StoreUnavailableError, match="away") as told:
+                work()
+            assert SECRET_KEY not in "".join(traceback.format_exception(told.value))
+
+
+def test_an_address_where_nobody_answers_is_an_outage() -> None:
+    with pytest.raises(StoreUnavailableError, match="cannot be reached") as told:
+        bucket("http://127.0.0.1:9").delete("a")
     assert SECRET_KEY not in "".join(traceback.format_exception(told.value))
 
 
@@ -136,11 +133,14 @@ def test_the_best_is_never_removed(tmp_path: Path, keep: int) -> None:
     assert epochs[1] not in superfluous(run, epochs, keep)
 
 
-def test_files_go_into_the_bucket_as_well(tmp_path: Path, bucket: Bucket) -> None:
+def test_files_go_into_the_bucket_as_well(tmp_path: Path, project: str) -> None:
     home = Home.at(tmp_path)
     store, run, epochs = ended(home)
-    bucket.files.clear()
-    settle(store, SupabaseObjects(bucket.url, SecretStr(SECRET_KEY), "loras"), home, run, epochs, 1)
-    assert len(bucket.files) == 1 + 15
-    assert "loras/runs/night/000/checkpoints/2.safetensors" in bucket.files
-    assert {a.storage for a in store.artifacts(run.uid)} == {"loras"}
+    objects = bucket(project)
+    settle(store, objects, home, run, epochs, 1)
+    rows = store.artifacts(run.uid)
+    assert len(rows) == 1 + 15
+    assert {row.storage for row in rows} == {"loras"}
+    for row in rows:
+        objects.get(row.path, tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == home.absolute(row.path).read_bytes()

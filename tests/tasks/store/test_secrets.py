@@ -13,9 +13,9 @@ from pydantic import SecretStr
 from schema.errors import PixelloopError
 from schema.settings import Settings
 from tasks.history.database import read_postgres, read_supabase
+from tasks.store.bucket import BucketObjects
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
-from tasks.store.objects import SupabaseObjects
 from tasks.store.outbox import OutboxStore
 from tasks.store.postgres import PostgresStore
 from tasks.store.supabase import SupabaseStore
@@ -34,7 +34,7 @@ FAILING: dict[str, Callable[[str], object]] = {
     "supabase": lambda _: SupabaseStore(NOBODY, SecretStr(SECRET)).runs(),
     "no project": lambda _: SupabaseStore("nowhere", SecretStr(SECRET)).runs(),
     "import supabase": lambda _: read_supabase(NOBODY, SecretStr(SECRET)),
-    "storage": lambda _: SupabaseObjects(NOBODY, SecretStr(SECRET), "loras").delete("a"),
+    "storage": lambda _: BucketObjects(NOBODY, SecretStr(SECRET), "loras").delete("a"),
 }
 
 
