@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.blocks import open_settings
 from schema.errors import ConfigError, NotFoundError
-from schema.settings import Settings
 
 if TYPE_CHECKING:
     from flows.wiring import Services
@@ -64,7 +64,7 @@ def import_(
     from tasks.history.merge import CAMPAIGN, assemble
     from tasks.history.read import read_all
 
-    settings = Settings()
+    settings = open_settings()
     options = _options(base_model, dataset)
     if not paths and not own_tables:
         raise ConfigError("nothing to import: name files, folders or databases, or give --own-tables")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows import progress
+from flows.blocks import open_settings
 from optimizer.gate import Gate
 from optimizer.history import related
 from optimizer.space import Space
@@ -129,7 +130,7 @@ def open_home(home: str) -> Services:
 
 
 def _open_home(place: Home) -> Services:
-    settings = Settings()
+    settings = open_settings()
     if settings.database_url is not None:
         embedded, url = None, settings.database_url.get_secret_value()
     else:

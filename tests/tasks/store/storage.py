@@ -50,8 +50,6 @@ def storage(folder: Path) -> Iterator[str]:
         wait_until_ready(f"{url}/storage/v1/bucket", headers)
         loras = {"id": "loras", "name": "loras", "public": False}
         made = httpx.post(f"{url}/storage/v1/bucket", json=loras, headers=headers)
-            f"{url}/storage/v1/bucket", json={"id": "loras", "name": "loras", "public": False}, headers=headers
-        )
         made.raise_for_status()
         yield url
     finally:

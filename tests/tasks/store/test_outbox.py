@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from schema.errors import NotFoundError, StoreUnavailableError
 from tasks.store import outbox
@@ -16,7 +17,9 @@ from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
 from tasks.store.outbox import OutboxStore
 from tasks.store.postgres import PostgresStore
+from tasks.store.supabase import SupabaseStore
 from tests.conftest import remove
+from tests.tasks.store.postgrest import SECRET_KEY, project
 from tests.tasks.store.store_contract import StoreContract, make_epoch, make_run
 
 
@@ -152,3 +155,21 @@ def test_the_copy_has_what_was_there_before(server: EmbeddedPostgres, tmp_path: 
     kill(server)
     assert second.history()[:1] == kept
     assert [c.settings for c in second.campaigns()] == [{"a": 1}]
+
+
+def test_a_service_that_is_away_costs_nothing(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "_RETRY", 0.0)
+    with project(postgres_url) as served:
+        store = OutboxStore(SupabaseStore(served.url, SecretStr(SECRET_KEY)), tmp_path / "outbox")
+        store.save_run(make_run(0))
+        served.trouble += [503] * 40  # longer than all tries of all that follows
+        store.save_epoch(make_epoch(make_run(0), 1))
+        store.save_run(make_run(1))
+        assert [h.run.number for h in store.history()] == [0, 1]
+        assert store.waiting == 2
+        served.trouble.clear()
+        store.save_epoch(make_epoch(make_run(1), 1))
+        assert (store.waiting, counted(postgres_url)) == (0, (2, 2))
+        store.close()

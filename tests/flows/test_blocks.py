@@ -1,0 +1,47 @@
+"""Secrets in Prefect's blocks, with a real server."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import pytest
+
+from flows.blocks import open_settings
+from flows.server import prefect_server
+from schema.errors import ConfigError
+
+SECRET = "postgresql://user:s3cret-Of_A_kind@127.0.0.1:9/postgres"
+
+
+def test_a_plain_value_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", SECRET)
+    url = open_settings().database_url
+    assert url is not None
+    assert url.get_secret_value() == SECRET
+
+
+@pytest.mark.e2e
+def test_a_named_block_gives_its_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "block:database-url")
+    with prefect_server(tmp_path / "prefect", lambda: f"sqlite+aiosqlite:///{tmp_path}/prefect.db", wait=240) as url:
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        from prefect.blocks.system import Secret
+
+        with pytest.raises(ConfigError, match="DATABASE_URL names the Secret block database-url, which cannot be"):
+            open_settings()
+        Secret(value=SECRET).save("database-url", _sync=True)  # type: ignore[call-arg]
+        settings = open_settings()
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value() == SECRET
+    assert SECRET not in repr(settings)
+
+
+def test_without_a_server_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUPABASE_KEY", "block:supabase-key")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError, match="SUPABASE_KEY names the Secret block supabase-key") as error:
+        open_settings()
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in "".join(traceback.format_exception_only(error.value))
