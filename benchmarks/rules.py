@@ -8,8 +8,11 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from optimizer.analysis import effects, survey
+from optimizer.analysis.principles import learnt, scope_of
+from optimizer.rules import Rule
 from optimizer.space import Space
 from schema.campaign import CampaignFile
+from schema.findings import Principle
 from schema.parameters import Parameters
 from schema.runs import Outcome, RunHistory, RunStatus, TrainingRun
 
@@ -86,6 +89,31 @@ def quality_claims_on_shuffles(draws: int) -> float:
     within = space()
     runs = [shuffled(history(seed % 5, within), seed) for seed in range(draws)]
     return float(np.mean([any(e.verdict in _CLAIMS for e in effects(some, within)) for some in runs]))
+
+
+def principle_claims_on_shuffles(draws: int) -> float:
+    """Share of the shuffles from which any principle is learnt."""
+    within = space()
+    runs = [shuffled(history(seed % 5, within), seed) for seed in range(draws)]
+    return float(np.mean([bool(_principles(some, within)) for some in runs]))
+
+
+def principles_recovered(draws: int) -> float:
+    """Share of the histories from which the limit of the rank is learnt, at 32 within the runs' resolution."""
+    within = space()
+    return float(np.mean([_limit_found(history(seed, within), within) for seed in range(draws)]))
+
+
+def _limit_found(runs: list[RunHistory], within: Space) -> bool:
+    dims = [float(h.run.all_parameters["network_dim"] or 0) for h in runs]
+    below = max(d for d in dims if d <= 32)
+    limits = [Rule.parse(p.rule) for p in _principles(runs, within) if p.rule.startswith("network_dim <=")]
+    # Below the cliff a rate far off is bad as well, so that the highest good rank may lie lower.
+    return any(isinstance(r.right, float) and below / 2 <= r.right <= 32 for r in limits)
+
+
+def _principles(runs: list[RunHistory], within: Space) -> list[Principle]:
+    return learnt(runs, within, (), scope_of("base", "data"), _START)
 
 
 def rules_recovered(draws: int) -> float:

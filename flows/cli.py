@@ -15,6 +15,7 @@ from rich.console import Console
 from flows.cli_analysis import audit, diagnose, impact
 from flows.cli_home import campaign_path, named_run, opened_campaign, opened_home
 from flows.cli_measure import measure, retest
+from flows.cli_principles import principles
 from flows.cli_queue import paired_test, queue
 from flows.cli_store import db, import_, log
 from schema.errors import PixelloopError
@@ -230,6 +231,7 @@ app.command()(audit)
 app.add_typer(db, name="db")
 app.command()(impact)
 app.add_typer(queue, name="queue")
+app.add_typer(principles, name="principles")
 app.command("test")(paired_test)
 app.command()(diagnose)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +49,10 @@ class Change:
             raise ConfigError(f"{text!r} changes nothing: give two values")
         return change
 
+    def side(self, value: ParameterValue) -> bool | None:
+        """False for the value before, True for that after, None for others."""
+        return value == self.after if value in (self.before, self.after) else None
+
     def pair(self, setting: Parameters, seed: int) -> tuple[Parameters, Parameters]:
         """The two settings of one pair."""
         return {**setting, self.name: self.before, "seed": seed}, {**setting, self.name: self.after, "seed": seed}
@@ -65,16 +68,8 @@ class Pair:
 
 
 def pairs_of(change: Change, history: Sequence[RunHistory], space: Space) -> list[Pair]:
-    """The pairs among past runs: all parameters equal, the seed too, but the change; one a setting.
-
-    A run that failed without a measurement has the quality 0.
-    """
-    sides = _sides(change, history, space)
-    return [
-        Pair(a.run.run_name, b.run.run_name, (best_quality(b) or 0.0) - (best_quality(a) or 0.0))
-        for a, b in sides.values()
-        if a is not None and b is not None
-    ]
+    """The pairs among past runs: all parameters equal, the seed too, but the change; one a setting."""
+    return pairs_across(change.name, change.before, change.side, history, space)
 
 
 def missing(change: Change, history: Sequence[RunHistory], space: Space, count: int) -> list[Parameters]:
@@ -86,11 +81,15 @@ def missing(change: Change, history: Sequence[RunHistory], space: Space, count: 
     for value in (change.before, change.after):
         if problems := space.problems({change.name: value}):
             raise ConfigError(f"{problems[0]}: search it in the campaign, so that both values can be run")
-    done = {key for key, (a, b) in _sides(change, history, space).items() if a is not None and b is not None}
+    done = {
+        key
+        for key, (a, b) in _sides(change.name, change.before, change.side, history, space).items()
+        if a is not None and b is not None
+    }
     known = {space.key(h.run.all_parameters) for h in informative(history)}
     wanted: list[Parameters] = []
     for run in sorted(informative(history), key=lambda h: -(best_quality(h) or 0.0)):
-        key = _rest(change, run.run.all_parameters, space)
+        key = _rest(change.name, change.before, run.run.all_parameters, space)
         if key in done or count == 0:
             continue
         settings = [{**space.searched(run.run.all_parameters), change.name: v} for v in (change.before, change.after)]
@@ -103,23 +102,52 @@ def missing(change: Change, history: Sequence[RunHistory], space: Space, count: 
     return wanted
 
 
+def pairs_across(
+    name: str,
+    stand_in: ParameterValue,
+    after: Callable[[ParameterValue], bool | None],
+    history: Sequence[RunHistory],
+    space: Space,
+) -> list[Pair]:
+    """The pairs of past runs that differ in one parameter and lie on both sides of something.
+
+    A run that failed without a measurement has the quality 0.
+
+    Args:
+        name: the parameter that may differ.
+        stand_in: any value of it.
+        after: which side a value lies on; None for values that count for nothing.
+        history: the runs, best of one base model and data set.
+        space: says what counts as the same training.
+    """
+    return [
+        Pair(a.run.run_name, b.run.run_name, (best_quality(b) or 0.0) - (best_quality(a) or 0.0))
+        for a, b in _sides(name, stand_in, after, history, space).values()
+        if a is not None and b is not None
+    ]
+
+
 def _sides(
-    change: Change, history: Sequence[RunHistory], space: Space
+    name: str,
+    stand_in: ParameterValue,
+    after: Callable[[ParameterValue], bool | None],
+    history: Sequence[RunHistory],
+    space: Space,
 ) -> dict[str, tuple[RunHistory | None, RunHistory | None]]:
-    """By all other parameters, the run before and the run after the change."""
+    """By all other parameters, the first run on the one side and on the other."""
     found: dict[str, tuple[RunHistory | None, RunHistory | None]] = {}
     for run in informative(history):
-        value, key = run.run.all_parameters.get(change.name), _rest(change, run.run.all_parameters, space)
-        before, after = found.get(key, (None, None))
-        if value == change.before:
-            found[key] = (before or run, after)
-        elif value == change.after:
-            found[key] = (before, after or run)
+        side = after(run.run.all_parameters.get(name))
+        if side is None:
+            continue
+        key = _rest(name, stand_in, run.run.all_parameters, space)
+        one, two = found.get(key, (None, None))
+        found[key] = (one, two or run) if side else (one or run, two)
     return found
 
 
-def _rest(change: Change, parameters: Parameters, space: Space) -> str:
-    return json.dumps(space.key({**parameters, change.name: change.before}))
+def _rest(name: str, stand_in: ParameterValue, parameters: Parameters, space: Space) -> str:
+    return space.key({**parameters, name: stand_in})
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from schema.findings import (
     Hypothesis,
     ImpactReport,
     ParameterEffect,
+    Principle,
     RefusedProposal,
 )
 from schema.parameters import with_defaults
@@ -39,8 +40,9 @@ def campaign_note(
     analysis: Analysis,
     refusals: Sequence[RefusedProposal] = (),
     base: EpochResult | None = None,
+    principles: Sequence[Principle] = (),
 ) -> str:
-    """The note of the study: leaderboard, what matters, what to run next."""
+    """The note of the study: leaderboard, what matters, rules of all campaigns, what to run next."""
     rows = leaderboard(history)
     failed = sum(row.failed for row in rows)
     best = next((row for row in rows if row.rank == 1), None)
@@ -52,6 +54,7 @@ def campaign_note(
         f"{counts}; {sofar}. {tally(check_predictions(history))}",
         _section("Leaderboard", _leaderboard([*rows, *([base_row(base)] if base else [])])),
         _section("What matters", _effects(analysis.effects)),
+        _section("Principles", _list(f"{p.sentence} ({p.state}, {p.evidence})" for p in principles)),
         _section("Next experiments", _experiments(analysis.hypotheses)),
         _section("Refused by the gate", _refusals(refusals)),
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from schema.base import Frozen
 from schema.errors import ConfigError
-from schema.findings import Analysis, Hypothesis, RefusedProposal
+from schema.findings import Analysis, Hypothesis, Principle, RefusedProposal
 from schema.parameters import ParameterValue, parse_value
 from schema.runs import Artifact, EpochResult, HumanRating, RunHistory, TrainingRun
 
@@ -112,6 +112,12 @@ class Store(Protocol):
 
     def latest_analysis(self, campaign: str) -> Analysis | None:
         """The newest analysis, if there is one."""
+
+    def save_principle(self, principle: Principle) -> None:
+        """Insert or replace a principle."""
+
+    def principles(self) -> list[Principle]:
+        """All principles of any scope, in the order in which they were found."""
 
     def save_rating(self, rating: HumanRating) -> None:
         """Insert or replace what a person says of an epoch of a run that is in the store."""

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from schema.errors import NotFoundError
-from schema.findings import Analysis, Hypothesis, RefusedProposal
+from schema.findings import Analysis, Hypothesis, Principle, RefusedProposal
 from schema.runs import Artifact, EpochResult, HumanRating, RunHistory, TrainingRun
 from tasks.store.base import CampaignRecord, Condition, EpochColours
 from tasks.store.tables import clean
@@ -33,6 +33,7 @@ class MemoryStore:
         self._refusals: dict[uuid.UUID, RefusedProposal] = {}
         self._hypotheses: dict[uuid.UUID, Hypothesis] = {}
         self._analyses: dict[str, Analysis] = {}
+        self._principles: dict[uuid.UUID, Principle] = {}
         self._ratings: dict[uuid.UUID, HumanRating] = {}
         self._artifacts: dict[uuid.UUID, Artifact] = {}
 
@@ -149,6 +150,15 @@ class MemoryStore:
         """The newest analysis with the hypotheses of now."""
         found = self._analyses.get(campaign)
         return found and found.changed(hypotheses=tuple(self.hypotheses(campaign)))
+
+    def save_principle(self, principle: Principle) -> None:
+        """Insert or replace a principle."""
+        with self._lock:
+            self._principles[principle.uid] = principle
+
+    def principles(self) -> list[Principle]:
+        """All principles of any scope, in the order in which they were found."""
+        return sorted(self._all(self._principles), key=lambda p: (p.created_at, str(p.uid)))
 
     def save_rating(self, rating: HumanRating) -> None:
         """Insert or replace what a person says of an epoch of a run that is in the store.

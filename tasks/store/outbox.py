@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from schema.errors import NotFoundError, StoreError, StoreUnavailableError
-from schema.findings import Analysis, Hypothesis, RefusedProposal
+from schema.findings import Analysis, Hypothesis, Principle, RefusedProposal
 from schema.runs import Artifact, EpochResult, HumanRating, RunHistory, TrainingRun
 from tasks.store.base import CampaignRecord, Condition, EpochColours, Store
 from tasks.store.memory import MemoryStore
@@ -112,6 +112,11 @@ class OutboxStore:
         self._copy.save_analysis(analysis)
         self._post("analysis", analysis.model_dump(mode="json"))
 
+    def save_principle(self, principle: Principle) -> None:
+        """Insert or replace a principle."""
+        self._copy.save_principle(principle)
+        self._post("principle", principle.model_dump(mode="json"))
+
     def save_rating(self, rating: HumanRating) -> None:
         """Insert or replace what a person says of an epoch of a run that is in the store.
 
@@ -170,6 +175,10 @@ class OutboxStore:
         """The newest analysis, if there is one."""
         return self._read(lambda store: store.latest_analysis(campaign))
 
+    def principles(self) -> list[Principle]:
+        """All principles of any scope, in the order in which they were found."""
+        return self._read(lambda store: store.principles())
+
     def ratings(self, run_uid: uuid.UUID) -> list[HumanRating]:
         """What people said of a run's epochs, in order."""
         return self._read(lambda store: store.ratings(run_uid))
@@ -226,6 +235,8 @@ class OutboxStore:
             self._copy.take_campaign(record)
             for refusal in self._store.refusals(record.name):
                 self._copy.save_refusal(refusal)
+        for principle in self._store.principles():
+            self._copy.save_principle(principle)
         for known in self._store.history():
             self._copy.save_run(known.run)
             for epoch in known.epochs:
@@ -248,6 +259,7 @@ _SAVE: dict[str, Callable[[Store, dict[str, Any]], None]] = {
     "refusal": lambda store, data: store.save_refusal(RefusedProposal.model_validate(data)),
     "hypotheses": lambda store, data: store.save_hypotheses([Hypothesis.model_validate(h) for h in data["hypotheses"]]),
     "analysis": lambda store, data: store.save_analysis(Analysis.model_validate(data)),
+    "principle": lambda store, data: store.save_principle(Principle.model_validate(data)),
     "rating": lambda store, data: store.save_rating(HumanRating.model_validate(data)),
     "artifact": lambda store, data: store.save_artifact(Artifact.model_validate(data)),
 }

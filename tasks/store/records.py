@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from schema.base import Frozen
 from schema.errors import NotFoundError, StoreError
-from schema.findings import Analysis, Hypothesis, RefusedProposal
+from schema.findings import Analysis, Hypothesis, Principle, RefusedProposal
 from schema.runs import Artifact, EpochResult, HumanRating, RunHistory, TrainingRun
 from tasks.store.base import CampaignRecord, Condition, EpochColours
 from tasks.store.tables import Row, Tables, clean
@@ -132,6 +132,14 @@ class RecordStore:
         if not rows:
             return None
         return _records(Analysis, rows[-1:])[0].changed(hypotheses=tuple(self.hypotheses(campaign)))
+
+    def save_principle(self, principle: Principle) -> None:
+        """Insert or replace a principle."""
+        self.tables.upsert("principles", _row(principle, Principle.model_fields), ("uid",))
+
+    def principles(self) -> list[Principle]:
+        """All principles of any scope, in the order in which they were found."""
+        return self._read(Principle, "principles", {}, ("created_at", "uid"))
 
     def save_rating(self, rating: HumanRating) -> None:
         """Insert or replace what a person says of an epoch.

@@ -181,6 +181,7 @@ def test_runs_can_be_asked_for_by_a_condition(night: Night) -> None:
         ("predict", "learning_rate=0.002", "network_dim=8"),
         ("diagnose", "demo-000"),
         ("next",),
+        ("principles",),
         ("compare", "0", "1"),
         ("report",),
     ],

@@ -13,10 +13,13 @@ from schema.findings import (
     Analysis,
     Decision,
     Diagnosis,
+    Evidence,
     GateVerdict,
     Hypothesis,
     ParameterEffect,
     Prediction,
+    Principle,
+    PrincipleDetails,
     RefusedProposal,
 )
 from schema.runs import (
@@ -215,6 +218,20 @@ class StoreContract:
         assert found is not None
         assert found.n_runs == 2
         assert found.effects == (effect,)
+
+    def test_principles_come_back_as_they_were_found(self, store: Store) -> None:
+        def principle(n: int) -> Principle:
+            return Principle(
+                uid=uuid.uuid5(HOME, f"p{n}"), rule=f"network_dim <= {n}", support=9, exceptions=1,
+                scope={"base_model": "/models/sd15", "dataset": "knights@0123"}, created_at=START + timedelta(hours=n),
+                details=PrincipleDetails(runs=15, good=10, outside=5, against=("night-003",), p_value=0.01),
+            )  # fmt: skip
+
+        for n in (2, 1, 1):
+            store.save_principle(principle(n))
+        accepted = principle(2).changed(state="accepted", evidence=Evidence.TESTED)
+        store.save_principle(accepted)
+        assert store.principles() == [principle(1), accepted]
 
     @pytest.mark.parametrize(
         "text", ['it\'s "quoted"; drop table runs; --', "gr\u00fcn \U0001f451 \u738b\u51a0", "a\\nb\n\tc", "%s {} $1"]
