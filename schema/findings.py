@@ -190,6 +190,8 @@ class Hypothesis(Frozen):
     expected: Prediction
     gain: float = Field(description="expected quality minus best quality so far")
     state: str = Field("proposed", description="proposed | queued | running | confirmed | refuted | inconclusive")
+    gpu_hours: float | None = Field(None, ge=0, description="estimated training time; None: no run to judge from")
+    blockers: tuple[str, ...] = Field((), description="what should be done first, as 'needs more pictures: ...'")
     created_at: datetime
 
 

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from schema.base import Frozen
 from schema.errors import NotFoundError, StoreError
-from schema.findings import Analysis, Hypothesis, Principle, RefusedProposal
-from schema.runs import Artifact, EpochResult, HumanRating, RunHistory, TrainingRun
+from schema.findings import Analysis, Hypothesis, ParameterEffect, Principle, RefusedProposal
+from schema.runs import Artifact, EpochResult, HumanRating, PictureVote, RunHistory, TrainingRun
 from tasks.store.base import CampaignRecord, Condition, EpochColours
 from tasks.store.tables import Row, Tables, clean
 
@@ -141,6 +141,20 @@ class RecordStore:
         """All principles of any scope, in the order in which they were found."""
         return self._read(Principle, "principles", {}, ("created_at", "uid"))
 
+    def save_parameter_analysis(self, run_uid: uuid.UUID, effects: Sequence[ParameterEffect]) -> None:
+        """Keep what the parameters did as it was known after a run.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        rows = [_row(effect, ParameterEffect.model_fields) for effect in effects]
+        self.tables.call("save_parameter_analysis", {"of_run": str(run_uid), "effects": rows})
+
+    def parameter_analysis(self, run_uid: uuid.UUID) -> list[ParameterEffect]:
+        """What was known of the parameters after a run; nothing where nothing was kept."""
+        rows = self.tables.select("training_runs", ("parameter_analysis",), {"uid": str(run_uid)}, ("uid",))
+        return _records(ParameterEffect, rows[0]["parameter_analysis"] or () if rows else ())
+
     def save_rating(self, rating: HumanRating) -> None:
         """Insert or replace what a person says of an epoch.
 
@@ -152,6 +166,18 @@ class RecordStore:
     def ratings(self, run_uid: uuid.UUID) -> list[HumanRating]:
         """What people said of a run's epochs, in order."""
         return self._read(HumanRating, "human_ratings", {"run_uid": str(run_uid)}, ("epoch_number", "uid"))
+
+    def save_vote(self, vote: PictureVote) -> None:
+        """Insert or replace a person's choice between pictures of two runs.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        self.tables.upsert("picture_votes", _row(vote, PictureVote.model_fields), ("uid",))
+
+    def votes(self, run_uid: uuid.UUID) -> list[PictureVote]:
+        """Choices in which a run is the first of the two, by picture."""
+        return self._read(PictureVote, "picture_votes", {"run_uid": str(run_uid)}, ("picture", "uid"))
 
     def save_artifact(self, artifact: Artifact) -> None:
         """Insert or replace where a file of a run lies.

@@ -64,8 +64,8 @@ select from epoch_results where quantitative_metrics @> '{"worst": 1}';
 select from refused_proposals where campaign = 'night' order by number;
 select from hypotheses where campaign = 'night' and state = 'proposed' order by priority;
 select from human_ratings where run_uid = gen_random_uuid() order by epoch_number;
-select from experiment_queue where campaign = 'night' and state = 'queued' order by position;
-select from experiment_queue where hypothesis_uid = gen_random_uuid();
+select from picture_votes where run_uid = gen_random_uuid() and epoch_number = 1;
+select from picture_votes where other_run_uid = gen_random_uuid();
 select from artifacts where run_uid = gen_random_uuid() order by epoch_number;
 """
 
