@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from flows.cli_ab import ab
 from flows.cli_analysis import audit, diagnose, impact
 from flows.cli_home import campaign_path, named_run, opened_campaign, opened_home
 from flows.cli_measure import measure, retest
@@ -234,6 +235,7 @@ app.add_typer(queue, name="queue")
 app.add_typer(principles, name="principles")
 app.command("test")(paired_test)
 app.command()(diagnose)
+app.command()(ab)
 
 
 def main() -> NoReturn:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 import torch
@@ -182,6 +184,7 @@ def test_runs_can_be_asked_for_by_a_condition(night: Night) -> None:
         ("diagnose", "demo-000"),
         ("next",),
         ("principles",),
+        ("ab", "0", "1:1"),
         ("compare", "0", "1"),
         ("report",),
     ],
@@ -190,6 +193,22 @@ def test_the_commands_answer_from_the_finished_campaign(night: Night, arguments:
     result = night.pixelloop(*arguments)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
+
+
+def test_a_persons_blind_votes_between_two_checkpoints_are_counted(night: Night) -> None:
+    words = command("ab", "0", "1", "--vote", "--home", str(night.folder))
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment(), cwd=night.folder) as process:
+        assert process.stdout is not None
+        told = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+        assert told is not None
+        page = httpx.get(told[0]).text
+        while found := dict(re.findall(r'name="(token|number)" value="([^"]*)"', page)):
+            page = httpx.post(f"{told[0]}vote", data={**found, "choice": "tie"}).text
+        assert "0 for demo-000 epoch" in process.stdout.read()
+    assert process.returncode == 0
+    verdict = night.json("ab", "1", "0")
+    assert isinstance(verdict, dict)
+    assert (verdict["votes"]["ties"], verdict["votes"]["better"]) == (8, None)
 
 
 def test_an_unknown_run_is_one_sentence_naming_the_known_ones(night: Night) -> None:
