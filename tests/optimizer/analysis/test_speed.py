@@ -42,7 +42,7 @@ def test_a_slow_run_among_equals_is_the_machines_fault() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("cache_latents", False), ("gradient_checkpointing", True), ("resolution", "1024"), ("network_dim", 128),
+    [("cache_latents", False), ("gradient_checkpointing", True), ("resolution", 1024), ("network_dim", 128),
      ("train_batch_size", 1)],
 )  # fmt: skip
 def test_the_setting_that_costs_time_is_named(name: str, value: Any) -> None:
