@@ -32,7 +32,9 @@ def analysis(campaign: str, campaign_file: str, home: str, number: int | None = 
     keep_hypotheses(context, found.hypotheses)
     keep_principles(context)
     if number is not None:
-        note_trial(context, context.store.run(campaign, number))
+        run = context.store.run(campaign, number)
+        context.store.save_parameter_analysis(run.uid, found.effects)
+        note_trial(context, run)
     show(context, found)
 
 
@@ -73,7 +75,7 @@ def learn(context: Context) -> Analysis:
         campaign=context.name,
         n_runs=len(history),
         effects=effects(history, context.space),
-        hypotheses=next_experiments(history, context.space, surrogate, context.name, now),
+        hypotheses=next_experiments(history, context.space, surrogate, context.name, now, audit=audited(context)),
         created_at=now,
     )
 

@@ -81,7 +81,8 @@ def _show(found: DataAudit) -> None:
 def impact(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_json: JsonOption = False) -> None:
     """Say which parameters moved what: quality, measures, failures, epochs to the best one, cost.
 
-    All runs on the campaign's base model and data set count. Writes Markdown, JSON and a page with plots.
+    All runs on the campaign's base model and data set count. Writes Markdown, JSON and a page with plots, and keeps the
+    figures with the newest run (`parameter_analysis`).
 
     Example: [bold]pixelloop impact --home demo-run[/]
     """
@@ -94,6 +95,8 @@ def impact(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_
         scope = f"campaign {context.name} and all runs on its model and data"
         found = survey(history, context.space)
         paths = write_impact(context.home.impact(context.name), scope, found, history)
+        if history:
+            context.store.save_parameter_analysis(history[-1].run.uid, found.effects)
     if as_json:
         print(json.dumps(found.model_dump(mode="json"), indent=2))
         return

@@ -129,6 +129,11 @@ def test_every_parameter_and_measurement_is_kept(night: Night) -> None:
     assert metrics["mean"]["background_accuracy"] is not None
 
 
+def test_what_the_parameters_did_is_kept_with_each_run(night: Night) -> None:
+    kept = rows(night, "select number, jsonb_array_length(parameter_analysis) > 0 from training_runs order by number")
+    assert kept == [(number, True) for number in range(TRIALS)]
+
+
 def test_optuna_holds_the_same_trials(night: Night) -> None:
     states = rows(night, "select number, state from optuna.trials order by number")
     complete = [number for number, state in states if state == "COMPLETE"]
