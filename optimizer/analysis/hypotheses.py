@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from optimizer.analysis.blockers import blockers
+from optimizer.analysis.speed import expected_hours
 from optimizer.history import best_quality, best_run, informative
 from optimizer.rules import text_of
 from optimizer.space import Space, numeric
 from optimizer.surrogate import Surrogate
-from schema.findings import Hypothesis, Prediction
+from schema.findings import DataAudit, Hypothesis, Prediction
 from schema.parameters import Parameters, ParameterValue
 from schema.runs import RunHistory
 
@@ -39,7 +41,13 @@ class _Candidate:
 
 
 def next_experiments(
-    history: Sequence[RunHistory], space: Space, surrogate: Surrogate, campaign: str, now: datetime, count: int = 3
+    history: Sequence[RunHistory],
+    space: Space,
+    surrogate: Surrogate,
+    campaign: str,
+    now: datetime,
+    count: int = 3,
+    audit: DataAudit | None = None,
 ) -> tuple[Hypothesis, ...]:
     """The experiments of highest expected gain: one or two parameters changed against the best run.
 
@@ -54,6 +62,7 @@ def next_experiments(
         campaign: name of the campaign.
         now: time of the proposal.
         count: how many at most, each changing another set of parameters if there are enough.
+        audit: of the data set; says what should be done before an experiment.
     """
     best = best_run(history)
     if best is None or best_quality(best) is None:
@@ -63,7 +72,30 @@ def next_experiments(
     singles = _ranked(_single_changes(space, base), base, known, space, surrogate, best_quality(best) or 0.0)
     pairs = _ranked(_pairs(singles), base, known, space, surrogate, best_quality(best) or 0.0)
     chosen = _diverse(sorted(singles + pairs, key=lambda c: -c.gain), count)
-    return tuple(_hypothesis(c, i + 1, base, best, space, surrogate, campaign, now) for i, c in enumerate(chosen))
+    made = (_hypothesis(c, i + 1, base, best, space, surrogate, campaign, now) for i, c in enumerate(chosen))
+    return tuple(costed(hypothesis, base, history, best.run.num_images, audit) for hypothesis in made)
+
+
+def costed(
+    hypothesis: Hypothesis,
+    before: Parameters,
+    history: Sequence[RunHistory],
+    num_images: int | None,
+    audit: DataAudit | None,
+) -> Hypothesis:
+    """An experiment with the hours that it takes and with what should be done first.
+
+    Args:
+        hypothesis: the experiment.
+        before: the setting that it changes.
+        history: runs on the same base model.
+        num_images: of the data set.
+        audit: of the data set.
+    """
+    return hypothesis.changed(
+        gpu_hours=expected_hours(hypothesis.parameters, history, num_images),
+        blockers=blockers(hypothesis.change, before, audit),
+    )
 
 
 def identity_of(campaign: str, searched: Parameters) -> uuid.UUID:

@@ -202,9 +202,15 @@ def _effects(effects: Sequence[ParameterEffect]) -> str:
 def _experiments(hypotheses: Sequence[Hypothesis]) -> str:
     return "\n".join(
         f"{h.priority}. `{wording.settings(h.change)}` ({h.state}): {_text(h.rationale)} "
-        f"Expected {wording.score(h.expected.quality)} ({wording.interval(h.expected.low, h.expected.high)})."
+        f"Expected {wording.score(h.expected.quality)} ({wording.interval(h.expected.low, h.expected.high)})"
+        f"{_cost(h)}.{''.join(f' **{_text(text)}**' for text in h.blockers)}"
         for h in sorted(hypotheses, key=lambda h: h.priority)
     )
+
+
+def _cost(hypothesis: Hypothesis) -> str:
+    hours = hypothesis.gpu_hours
+    return "" if hours is None else f", {wording.duration(hours * 3600)} of training"
 
 
 def _refusals(refusals: Sequence[RefusedProposal]) -> str:

@@ -93,9 +93,15 @@ def experiments_view(hypotheses: Sequence[Hypothesis]) -> RenderableType:
             f"{wording.score(h.expected.quality)} ({wording.signed(h.gain)})\n"
             f"{wording.interval(h.expected.low, h.expected.high)}"
         )
-        why = Text.assemble(h.rationale, (f" [{h.state}, p(fail) {wording.percent(h.expected.p_fail)}]", "dim"))
+        facts = f" [{h.state}, p(fail) {wording.percent(h.expected.p_fail)}{_cost(h)}]"
+        why = Text.assemble(h.rationale, (facts, "dim"), *((f"\n{text}", "yellow") for text in h.blockers))
         table.add_row(Text(str(h.priority)), Text(wording.settings(h.change)), Text(expected), why)
     return table
+
+
+def _cost(hypothesis: Hypothesis) -> str:
+    hours = hypothesis.gpu_hours
+    return "" if hours is None else f", trains {wording.duration(hours * 3600)}"
 
 
 def comparison_view(first: RunHistory, second: RunHistory) -> Group:

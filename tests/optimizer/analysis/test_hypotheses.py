@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
+
 from optimizer.analysis import next_experiments
 from optimizer.surrogate import Surrogate
-from schema.findings import Hypothesis
+from schema.findings import AuditFinding, DataAudit, Hypothesis, Level
 from schema.runs import RunHistory
 from tests.optimizer.worlds import START, a_run, peak, random_runs, space_of
 
@@ -54,3 +56,22 @@ def test_a_best_run_from_outside_the_space_is_moved_into_it() -> None:
     far = a_run(0, SPACE.complete({"network_dim": 256}), 70.0)
     for hypothesis in proposals([far]):
         assert SPACE.problems(SPACE.searched(hypothesis.parameters)) == []
+
+
+def test_an_experiment_says_what_it_costs_and_what_should_be_done_first() -> None:
+    timed = [
+        RunHistory(run=h.run.changed(num_images=12, total_training_time=360.0, epochs_done=10))
+        for h in random_runs(SPACE, 15, seed=2)
+    ]
+    finding = AuditFinding(check="few_pictures", level=Level.WARNING, sentence="12 pictures are few")
+    audit = DataAudit(dataset="data", pictures=12, findings=(finding,))
+    model = Surrogate.fit(timed, SPACE, 20.0, "base", "data")
+    found = next_experiments(timed, SPACE, model, "night", START, count=200, audit=audit)
+    assert all(h.gpu_hours == pytest.approx(0.1) for h in found)
+    best = max((h for h in timed if h.run.quality is not None), key=lambda h: h.run.quality or 0)
+    rank = float(best.run.all_parameters["network_dim"] or 0)
+    for hypothesis in found:
+        wider = float(hypothesis.parameters["network_dim"] or 0) > rank
+        assert bool(hypothesis.blockers) is wider
+    assert any(h.blockers for h in found)
+    assert all(h.gpu_hours is None and not h.blockers for h in proposals(random_runs(SPACE, 15, seed=2)))
