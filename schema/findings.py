@@ -46,13 +46,18 @@ class Decision(StrEnum):
     SKIP = "skip"
 
 
+PAIRED_TEST = "paired_test"
+"""Rule of a run that a user's experiment asks for: the gate has no say, and it is not stopped early."""
+
+
 class GateVerdict(Frozen):
     """The gate's judgement of one proposal; kept for run and refused ones alike."""
 
     decision: Decision
     reason: str = Field(description="a sentence a person can check")
     rule: str = Field(
-        description="hard_rule | known_failure | known_result | predicted_failure | audit | least_bad | accepted"
+        description="hard_rule | known_failure | known_result | predicted_failure | audit | least_bad | accepted | "
+        "paired_test"
     )
     evidence: tuple[str, ...] = Field((), description="names of the runs the reason rests on")
     p_fail: float | None = None

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import t as student
 
-from optimizer.history import best_quality, informative
+from optimizer.history import best_quality, failed, informative
+from optimizer.rules import text_of
 from optimizer.space import Space
 from schema.errors import ConfigError
 from schema.parameters import Parameters, ParameterValue, parameter, parse_value
-from schema.runs import RunHistory
+from schema.runs import Outcome, RunHistory
 
 _FORM = re.compile(r"\s*(\w+)\s+(\S+)\s*->\s*(\S+)\s*")
 LEAST_PAIRS = 3
 MOST_PAIRS = 8
 _LEVEL = 0.05
+_LUCK = 3.0  # spreads
 WORTH = 1.0
 """Quality points that a change must bring to be worth making."""
 
@@ -31,6 +33,9 @@ class Change:
     name: str
     before: ParameterValue
     after: ParameterValue
+
+    def __str__(self) -> str:
+        return f"{self.name} {text_of(self.before)} -> {text_of(self.after)}"
 
     @classmethod
     def parse(cls, text: str) -> Change:
@@ -73,33 +78,72 @@ def pairs_of(change: Change, history: Sequence[RunHistory], space: Space) -> lis
 
 
 def missing(change: Change, history: Sequence[RunHistory], space: Space, count: int) -> list[Parameters]:
-    """Searched parameters of the runs that make `count` more pairs: halves of the best settings first.
+    """Full settings of the runs that make `count` more pairs, half by half.
+
+    Halves that have run already come first, those of the best runs before others; then the best setting with further
+    seeds. Only settings as the campaign has them today are run: its fixed parameters, but for the one that is changed.
 
     Raises:
-        ConfigError: the parameter is not searched, or a value lies outside its span.
+        ConfigError: a value lies outside its span or breaks a rule, or the change has no effect beside the others.
     """
-    for value in (change.before, change.after):
-        if problems := space.problems({change.name: value}):
-            raise ConfigError(f"{problems[0]}: search it in the campaign, so that both values can be run")
-    done = {
-        key
-        for key, (a, b) in _sides(change.name, change.before, change.side, history, space).items()
-        if a is not None and b is not None
-    }
-    known = {space.key(h.run.all_parameters) for h in informative(history)}
+    if change.name in space.names:
+        for value in (change.before, change.after):
+            if problems := space.problems({change.name: value}):
+                raise ConfigError(f"{problems[0]}: widen it in the campaign, so that both values can be run")
+    sides = _sides(change.name, change.before, change.side, history, space)
+    done = {key for key, (a, b) in sides.items() if a is not None and b is not None}
+    known = {space.key(h.run.all_parameters) for h in _unbiased(history)}
     wanted: list[Parameters] = []
-    for run in sorted(informative(history), key=lambda h: -(best_quality(h) or 0.0)):
-        key = _rest(change.name, change.before, run.run.all_parameters, space)
-        if key in done or count == 0:
-            continue
-        settings = [{**space.searched(run.run.all_parameters), change.name: v} for v in (change.before, change.after)]
-        full = [space.complete(s) for s in settings]
-        if any(space.problems(s) for s in settings) or any(space.violations(f) for f in full):
-            continue
-        done.add(key)
-        count -= 1
-        wanted += [s for s, f in zip(settings, full, strict=True) if space.key(f) not in known]
+    for setting in _bases(change, history, space):
+        if count == 0:
+            break
+        halves = [{**setting, change.name: value} for value in (change.before, change.after)]
+        key = _rest(change.name, change.before, setting, space)
+        if key not in done:
+            _check_runnable(change, halves, space)
+            done.add(key)
+            count -= 1
+            wanted += [half for half in halves if space.key(half) not in known]
     return wanted
+
+
+def _check_runnable(change: Change, halves: Sequence[Parameters], space: Space) -> None:
+    if broken := [text for half in halves for text in space.violations(half)]:
+        raise ConfigError(f"this experiment cannot run: {broken[0]}")
+    if space.key(halves[0]) == space.key(halves[1]):
+        raise ConfigError(
+            f"{change.name} has no effect beside the other parameters of these runs: both halves would be the same"
+        )
+
+
+def _bases(change: Change, history: Sequence[RunHistory], space: Space) -> Iterator[Parameters]:
+    """Settings to make pairs from: of past runs, the best first, then the best with seeds that it has not had."""
+    today = space.complete({})
+    free = {*space.names, change.name, "seed"}
+    fixed = {name: value for name, value in space.filled(today).items() if name not in free}
+    found: list[Parameters] = []
+    for run in sorted(_unbiased(history), key=lambda h: -(best_quality(h) or 0.0)):
+        setting = space.filled(run.run.all_parameters)
+        as_today = all(setting[name] == value for name, value in fixed.items())
+        if as_today and not failed(run, space.failed_quality) and not space.problems(space.searched(setting)):
+            found.append(setting)
+    best = found[0] if found else space.complete(space.likely())
+    yield from _with_effect(change, found, space)
+    seeds = {setting["seed"] for setting in found if {**setting, "seed": None} == {**best, "seed": None}}
+    yield from ({**best, "seed": seed} for seed in range(1, 2**31) if seed not in seeds)
+
+
+def _with_effect(change: Change, settings: Sequence[Parameters], space: Space) -> Iterator[Parameters]:
+    """Those settings beside which the change is one."""
+    for setting in settings:
+        one, two = ({**setting, change.name: value} for value in (change.before, change.after))
+        if space.key(one) != space.key(two):
+            yield setting
+
+
+def _unbiased(history: Sequence[RunHistory]) -> list[RunHistory]:
+    """Runs that count as halves: one that was stopped early might have become better."""
+    return [h for h in informative(history) if h.run.outcome is not Outcome.STOPPED_EARLY]
 
 
 def pairs_across(
@@ -111,7 +155,8 @@ def pairs_across(
 ) -> list[Pair]:
     """The pairs of past runs that differ in one parameter and lie on both sides of something.
 
-    A run that failed without a measurement has the quality 0.
+    A run that failed without a measurement has the quality 0; one that was stopped early counts for nothing, as it
+    might have become better.
 
     Args:
         name: the parameter that may differ.
@@ -136,7 +181,7 @@ def _sides(
 ) -> dict[str, tuple[RunHistory | None, RunHistory | None]]:
     """By all other parameters, the first run on the one side and on the other."""
     found: dict[str, tuple[RunHistory | None, RunHistory | None]] = {}
-    for run in informative(history):
+    for run in _unbiased(history):
         side = after(run.run.all_parameters.get(name))
         if side is None:
             continue
@@ -194,6 +239,20 @@ def verdict(differences: Sequence[float], worth: float = WORTH, most: int = MOST
     elif n >= LEAST_PAIRS and high < worth:
         state = "refuted"
     return Verdict(state, effect, low, high, n)
+
+
+def verdict_on(change: Change, history: Sequence[RunHistory], space: Space, worth: float) -> Verdict:
+    """What the pairs among past runs say of a change; see `verdict`."""
+    return verdict([pair.difference for pair in pairs_of(change, history, space)], worth)
+
+
+def worth_of(noise: float) -> float:
+    """Gain (quality points) that a change is refuted for lacking: what the luck of a seed hardly ever brings.
+
+    Args:
+        noise: standard deviation of quality between runs that differ by the seed alone.
+    """
+    return max(WORTH, _LUCK * noise)
 
 
 def pairs_needed(effect: float, noise: float, most: int = MOST_PAIRS) -> int | None:

@@ -222,6 +222,23 @@ def test_an_unknown_run_is_one_sentence_naming_the_known_ones(night: Night) -> N
     assert "demo-000, demo-001" in result.stderr
 
 
+def test_a_hunch_about_a_fixed_parameter_is_run_and_judged(night: Night) -> None:
+    hunch = "caption_dropout_rate 0.05 -> 0.3"
+    plan = night.json("test", hunch, "--plan")
+    assert isinstance(plan, dict)
+    assert [half["caption_dropout_rate"] for half in plan["planned"]] == [0.3, 0.3, 0.05, 0.3]
+    told = night.json("test", hunch, "--worth", "200")  # three pairs exclude such a gain
+    assert isinstance(told, dict)
+    assert (told["verdict"]["state"], told["verdict"]["pairs"], len(told["pairs"])) == ("refuted", 3, 3)
+    halves = rows(
+        night,
+        """select all_parameters->>'caption_dropout_rate', all_parameters->>'seed', epochs_done, verdict->>'rule'
+           from training_runs where number >= 2 order by number""",
+    )
+    wanted = [("0.3", "1"), ("0.3", "1"), ("0.05", "2"), ("0.3", "2")]
+    assert halves == [(share, seed, EPOCHS, "paired_test") for share, seed in wanted]
+
+
 def test_nothing_is_left_running(night: Night) -> None:
     import psutil
 
