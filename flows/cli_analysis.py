@@ -125,11 +125,10 @@ def diagnose(
     if as_json:
         print(json.dumps(_told(run, found).model_dump(mode="json"), indent=2))
         return
-    if epoch is None and issue is None:
-        from tasks.reports.terminal import diagnosis_view
+    from tasks.reports.terminal import diagnoses_view, diagnosis_view
 
-        out.print(diagnosis_view(_told(run, found)))
-    _list(found)
+    whole = epoch is None and issue is None
+    out.print(diagnosis_view(_told(run, found)) if whole else diagnoses_view(found))
 
 
 def _told(run: RunHistory, found: list[Diagnosis]) -> RunHistory:
@@ -137,20 +136,3 @@ def _told(run: RunHistory, found: list[Diagnosis]) -> RunHistory:
     steps = tuple(dict.fromkeys(d.recommendation for d in found))
     again = run.run.changed(root_cause_diagnosis=tuple(found), recommended_next_steps=steps)
     return run.model_copy(update={"run": again})
-
-
-def _list(found: list[Diagnosis]) -> None:
-    """Each issue with all that may be blamed for it."""
-    if not found:
-        out.print("nothing is wrong that was measured")
-    for one in found:
-        normal = ", normal here" if one.normal_for_epoch else ""
-        gain = f", healthy runs have {one.expected_gain:.1f} more" if one.expected_gain else ""
-        out.print(f"[bold]{one.issue}[/] ({one.category}, severity {one.severity:.2f}{normal}{gain})", highlight=False)
-        for cause in one.causes or ():
-            out.print(f"  {cause.confidence:.0%} {cause.factor}: {cause.sentence}", highlight=False, soft_wrap=True)
-            out.print(f"       {cause.recommendation}", highlight=False, soft_wrap=True)
-        if not one.causes:
-            out.print(f"  {one.confidence:.0%} {one.cause}: {one.recommendation}", highlight=False, soft_wrap=True)
-        for line in one.evidence[:4]:
-            out.print(f"       [dim]{line}[/]", highlight=False, soft_wrap=True)

@@ -20,6 +20,8 @@ from tasks.reports import wording
 from tasks.reports.leaderboard import Row, base_row, leaderboard
 from tasks.reports.predictions import check_prediction, check_predictions, tally
 
+_MANY = 20  # runs
+
 
 def trial_note(run: TrainingRun, epochs: Sequence[EpochResult]) -> str:
     """The note of one trial: how it went, why, and what to do about it."""
@@ -134,7 +136,7 @@ def impact_note(report: ImpactReport, scope: str) -> str:
         f"{wording.count(report.n_runs, 'run')}, {wording.count(report.tests, 'test')} on "
         f"{wording.count(len(report.outcomes), 'outcome')}. Observed, not tested: a paired experiment is what proves a "
         "cause. p is corrected for all tests; intervals are 90 % bootstrap, of a split chosen for its difference.",
-        _section("Found", _claims(claims) or "Nothing that chance would not show as well."),
+        _section("Found", _claims(claims) or _nothing(report.n_runs)),
         _section("Depends on each other", _list(f"{i.sentence} (p {i.p_value:.3f})" for i in report.interactions)),
         _section(f"Share of quality's variation, by {report.importance_by}",
                  _table(("parameter", "share"), [(name, wording.percent(share)) for name, share in most])),
@@ -143,6 +145,14 @@ def impact_note(report: ImpactReport, scope: str) -> str:
         _section("Not enough data", ", ".join(sorted(short))),
         _section("Never varied", ", ".join(constant)),
     )  # fmt: skip
+
+
+def _nothing(runs: int) -> str:
+    few = ": so few runs show large effects only" if runs < _MANY else ""
+    return (
+        f"Nothing that chance would not show as well{few}. Let the campaign run on, or test a hunch by pairs of runs: "
+        "`pixelloop test`."
+    )
 
 
 def _claims(effects: Sequence[ParameterEffect]) -> str:

@@ -75,3 +75,17 @@ def test_an_experiment_says_what_it_costs_and_what_should_be_done_first() -> Non
         assert bool(hypothesis.blockers) is wider
     assert any(h.blockers for h in found)
     assert all(h.gpu_hours is None and not h.blockers for h in proposals(random_runs(SPACE, 15, seed=2)))
+
+
+def test_nothing_is_proposed_where_an_ill_run_is_nearer_than_the_healthy_ones() -> None:
+    rates = {1e-3: 80.0, 2e-3: 82.0, 5e-4: 81.0, 8e-4: 80.5, 2e-5: 30.0, 5e-2: 25.0}
+    history = [
+        a_run(i, SPACE.complete({"learning_rate": rate, "network_dim": 16}), quality)
+        for i, (rate, quality) in enumerate(rates.items())
+    ]
+    model = Surrogate.fit(history, SPACE, 20.0, "base", "data")
+    found = next_experiments(history, SPACE, model, "night", START, count=200)
+    proposed = [float(h.change["learning_rate"] or 0) for h in found if "learning_rate" in h.change]
+    assert proposed
+    assert min(proposed) >= 0.99e-4  # half the way, on a log scale, from 5e-4 to 2e-5
+    assert max(proposed) <= 1.01e-2
