@@ -8,7 +8,10 @@ share of the faulty runs whose cause is named first, or among three. `false_alar
 which a cause is blamed with a confidence of at least a half. `calibration_error`: mean distance of confidence and
 share of right first causes in five bins, over all runs that blame anything. `false_claims_shuffled`: share of 200
 shuffles of a history's outcomes in which the impact analysis claims anything. `rule_recovered`: share of generated
-histories in which the parameters that made them, and no others, are claimed.
+histories in which the parameters that made them, and no others, are claimed. `false_principles_shuffled` and
+`principle_recovered`: the same of the principles. `true_hypothesis_confirmed` and `false_hypothesis_refuted`: share of
+100 paired tests of a change that does, or does not, matter in the generator; `runs_to_confirm` and `runs_to_refute`:
+the median number of runs of such a test.
 
 Finished trials are kept in the work folder. `--data` may hold another `base` model and `prompts.toml`.
 """
@@ -29,7 +32,16 @@ import torch
 
 from benchmarks.fault_trials import Laboratory, Trial
 from benchmarks.faults import FAULTS
-from benchmarks.rules import claims_on_shuffles, quality_claims_on_shuffles, rules_recovered
+from benchmarks.rules import (
+    FALSE,
+    TRUE,
+    claims_on_shuffles,
+    principle_claims_on_shuffles,
+    principles_recovered,
+    quality_claims_on_shuffles,
+    rules_recovered,
+    tested,
+)
 from benchmarks.scores import mean
 from demo.workspace import PACKAGE
 from optimizer.analysis import blamed, diagnose_run
@@ -148,6 +160,8 @@ def measured(work: Path, data: Path | None, quick: bool) -> dict[str, float | in
     faulty = [a for a in answers if a.trial.fault is not None]
     well = [a for a in answers if a.trial.fault is None]
     print(confusion(answers))
+    draws = 20 if quick else 100
+    (true, runs_true), (false, runs_false) = tested(TRUE, draws), tested(FALSE, draws)
     everything = [t.run for t in done]
     mixed = [answer(trial, everything, space, base) for trial in done]
     return {
@@ -159,6 +173,13 @@ def measured(work: Path, data: Path | None, quick: bool) -> dict[str, float | in
         "false_alarms": mean([_alarm(a) for a in well]),
         "false_claims_shuffled": claims_on_shuffles(40 if quick else 200),
         "false_quality_claims_shuffled": quality_claims_on_shuffles(40 if quick else 200),
+        "false_principles_shuffled": principle_claims_on_shuffles(40 if quick else 200),
+        "principle_recovered": principles_recovered(5 if quick else 20),
+        "true_hypothesis_confirmed": true["confirmed"],
+        "runs_to_confirm": runs_true,
+        "false_hypothesis_refuted": false["refuted"],
+        "false_hypothesis_confirmed": false["confirmed"],
+        "runs_to_refute": runs_false,
         "rule_recovered": rules_recovered(5 if quick else 20),
         "calibration_error": calibration_error(answers),
         "faulty_runs": len(faulty),

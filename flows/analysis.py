@@ -8,15 +8,17 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows import progress
 from flows.data import audited
 from flows.wiring import Context, open_campaign
 from optimizer.analysis.diagnosis import diagnose_epoch, diagnose_run
 from optimizer.analysis.hypotheses import next_experiments
 from optimizer.analysis.impact import effects
 from optimizer.analysis.lifecycle import known, settled
+from optimizer.analysis.principles import learnt, scope_of, within
 from optimizer.crown import crowned
 from schema.errors import NotFoundError
-from schema.findings import Analysis, Diagnosis, Hypothesis
+from schema.findings import Analysis, Diagnosis, Hypothesis, Principle
 from schema.runs import RunHistory, TrainingRun
 from tasks.home import copy_atomically
 
@@ -28,8 +30,11 @@ def analysis(campaign: str, campaign_file: str, home: str, number: int | None = 
     found = learn(context)
     context.store.save_analysis(found)
     keep_hypotheses(context, found.hypotheses)
+    keep_principles(context)
     if number is not None:
-        note_trial(context, context.store.run(campaign, number))
+        run = context.store.run(campaign, number)
+        context.store.save_parameter_analysis(run.uid, found.effects)
+        note_trial(context, run)
     show(context, found)
 
 
@@ -42,6 +47,26 @@ def keep_hypotheses(context: Context, proposals: Sequence[Hypothesis]) -> None:
         context.store.save_hypotheses([*kept, *fresh])
 
 
+def keep_principles(context: Context) -> None:
+    """Hold the principles against all runs on this model and data, of any campaign; what changed is told."""
+    scope = scope_of(context.file.base_model, context.dataset)
+    before = {p.uid: p for p in principles_now(context)}
+    now = datetime.now(UTC)
+    for one in learnt(context.related(), context.space, list(before.values()), scope, now):
+        known = before.get(one.uid)
+        if one != known:
+            context.store.save_principle(one)
+        if known is None:
+            progress.listener.message(f"a principle: {one.sentence}; see 'pixelloop principles'")
+        elif one.state == "withdrawn" != known.state:
+            progress.listener.message(f"the principle '{one.rule}' is withdrawn: {one.sentence}")
+
+
+def principles_now(context: Context) -> list[Principle]:
+    """The principles of the campaign's model and data, in the order in which they were found."""
+    return within(context.store.principles(), scope_of(context.file.base_model, context.dataset))
+
+
 def learn(context: Context) -> Analysis:
     """What the campaign's history says now."""
     history, now = context.store.history(context.name), datetime.now(UTC)
@@ -50,7 +75,7 @@ def learn(context: Context) -> Analysis:
         campaign=context.name,
         n_runs=len(history),
         effects=effects(history, context.space),
-        hypotheses=next_experiments(history, context.space, surrogate, context.name, now),
+        hypotheses=next_experiments(history, context.space, surrogate, context.name, now, audit=audited(context)),
         created_at=now,
     )
 
@@ -96,7 +121,7 @@ def show(context: Context, found: Analysis) -> Path:
     refusals = context.store.refusals(context.name)
     best = crowned(history, context.space)
     curves = quality_curves(history, base, best.run.run_name if best else None)
-    note = campaign_note(history, found, refusals, base)
+    note = campaign_note(history, found, refusals, base, principles_now(context))
     annotate_study(context.study.study, note, {"quality-by-epoch": curves})
     if best is not None and best.run.best_checkpoint is not None:
         copy_atomically(context.home.absolute(best.run.best_checkpoint), context.home.best_lora(context.name))

@@ -6,6 +6,7 @@ then asks for new ones: killing it at any moment costs at most part of an epoch.
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from flows.trial import trial
 from flows.wiring import Context, open_campaign, session
 from optimizer.acquisition import expected_gain
 from optimizer.analysis.lifecycle import queue_of, refused, started
+from optimizer.analysis.paired import LEAST_PAIRS, Change, missing, verdict_on
 from optimizer.budget import hours_left, spent
 from optimizer.crown import repeats_due
 from optimizer.study import Proposal
 from schema.campaign import Budget, campaign_json, load_campaign
 from schema.errors import NotFoundError
-from schema.findings import Decision, GateVerdict, Hypothesis, Prediction, RefusedProposal
+from schema.findings import PAIRED_TEST, Decision, GateVerdict, Hypothesis, Prediction, RefusedProposal
 from schema.parameters import Parameters
 from schema.runs import RunHistory, refusal_uid
 
@@ -74,6 +76,52 @@ def _repeat_best(context: Context, budget: Budget) -> None:
         context.store.save_run(context.new_run(proposal.number, parameters))
         progress.listener.message(f"{source.run.run_name} is run once more with another seed")
         _run(context, proposal.number, budget)
+
+
+@flow(name="experiment", flow_run_name="{change}")
+def experiment(campaign_file: str, home: str, change: str, worth: float) -> str:
+    """Run pairs that differ in one parameter, until they decide whether the change brings anything.
+
+    Started again it first goes on with a half that was cut off. It ends without a verdict where runs bring no pair, as
+    when the trainer breaks down.
+
+    Args:
+        campaign_file: path of campaign.toml.
+        home: folder of database, runs and reports.
+        change: as ``keep_tokens 1 -> 3``.
+        worth: quality points; a change that brings fewer is refuted.
+
+    Returns:
+        The state of the verdict.
+    """
+    with session():
+        context, wanted = open_campaign(campaign_file, home), Change.parse(change)
+        told, before = verdict_on(wanted, context.related(), context.space, worth), -1
+        while told.state == "running" and told.pairs > before:
+            halves = missing(wanted, context.related(), context.space, max(LEAST_PAIRS - told.pairs, 1))
+            effect = f", effect {told.effect:+.1f}" if told.pairs else ""
+            progress.listener.message(f"{change}: {told.pairs} pairs are done{effect}; {len(halves)} runs come next")
+            for half in halves:
+                interrupt.raise_if_asked()
+                _run(context, _half(context, wanted, half), context.file.budget)
+            before = told.pairs
+            told = verdict_on(wanted, context.related(), context.space, worth)
+        return told.state
+
+
+def _half(context: Context, change: Change, parameters: Parameters) -> int:
+    """The trial of a half: one that was cut off, or a new one, which the gate has no say in."""
+    wanted = context.space.key(parameters)
+    for proposal in context.study.running():
+        with contextlib.suppress(NotFoundError):
+            if context.space.key(context.store.run(context.name, proposal.number).all_parameters) == wanted:
+                return proposal.number
+    proposal = context.study.ask(context.space.searched(parameters))
+    reason = f"half of a test: {change}"
+    verdict = GateVerdict(decision=Decision.RUN, reason=reason, rule=PAIRED_TEST)
+    context.study.note(proposal.number, "tests", str(change))
+    context.store.save_run(context.new_run(proposal.number, parameters).changed(verdict=verdict))
+    return proposal.number
 
 
 def _begin(context: Context) -> None:
@@ -177,7 +225,9 @@ def _analyse(context: Context, number: int | None = None) -> None:
 
 
 def _finished(context: Context) -> list[RunHistory]:
-    return [h for h in context.store.history(context.name) if h.run.finished_at is not None]
+    """The campaign's own runs: halves of a test are asked for beside its budget."""
+    ended = [h for h in context.store.history(context.name) if h.run.finished_at is not None]
+    return [h for h in ended if h.run.verdict is None or h.run.verdict.rule != PAIRED_TEST]
 
 
 def _spent(context: Context, budget: Budget) -> str | None:

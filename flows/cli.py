@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -12,11 +11,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from flows.cli_ab import ab
 from flows.cli_analysis import audit, diagnose, impact
-from flows.cli_home import campaign_path, named_run, opened_campaign, opened_home
+from flows.cli_home import campaign_path, named_run, opened_campaign, opened_home, program, served_home
 from flows.cli_measure import measure, retest
-from flows.cli_queue import paired_test, queue
+from flows.cli_principles import principles
+from flows.cli_queue import queue
 from flows.cli_store import db, import_, log
+from flows.cli_test import paired_test
 from schema.errors import PixelloopError
 
 app = typer.Typer(
@@ -230,8 +232,10 @@ app.command()(audit)
 app.add_typer(db, name="db")
 app.command()(impact)
 app.add_typer(queue, name="queue")
+app.add_typer(principles, name="principles")
 app.command("test")(paired_test)
 app.command()(diagnose)
+app.command()(ab)
 
 
 def main() -> NoReturn:
@@ -249,36 +253,16 @@ def main() -> NoReturn:
 
 def _run_campaign(campaign_file: Path, home: Path, trials: int | None) -> None:
     """Start everything a campaign needs, run it, and say where the results are."""
-    from flows import interrupt, progress, wiring
-    from flows.server import prefect_server
     from schema.campaign import load_campaign
     from tasks.home import Home
 
     name = load_campaign(campaign_file).campaign.name  # wrong files are told before anything is started
-    interrupt.listen()
-    with progress.TerminalListener(out) as listener, wiring.session():
-        progress.listener = listener
-        listener.message(f"pixelloop in [bold]{home}[/]: starting database and Prefect server")
-        services = wiring.open_home(str(home))
-        with prefect_server(Home.at(home).prefect, services.prefect_url) as url:
-            listener.message(f"Prefect: {url.removesuffix('/api')}   dashboard: {_program()} dashboard --home {home}")
-            from flows.campaign import campaign
+    with served_home(home, out, f"{program()} resume --home {home}"):
+        from flows.campaign import campaign
 
-            try:
-                campaign(str(campaign_file.resolve()), str(Home.at(home).root), trials)
-            except KeyboardInterrupt:
-                listener.message(f"interrupted; go on with: [bold]{_program()} resume --home {home}[/]")
-                raise
+        campaign(str(campaign_file.resolve()), str(Home.at(home).root), trials)
     status(home=home, campaign=name)
     _closing_words(home, name)
-
-
-def _program() -> str:
-    """The program as it can be called from here: its name, or its path where no environment is activated."""
-    beside = Path(sys.executable).with_name("pixelloop")
-    if shutil.which("pixelloop") or not beside.exists():
-        return "pixelloop"
-    return min(str(beside), os.path.relpath(beside), key=len)
 
 
 def _closing_words(home: Path, campaign: str) -> None:
@@ -288,7 +272,7 @@ def _closing_words(home: Path, campaign: str) -> None:
     out.print(f"report     {os.path.relpath(place.report(campaign))}", soft_wrap=True)
     if place.best_lora(campaign).exists():
         out.print(f"best LoRA  {os.path.relpath(place.best_lora(campaign))}", soft_wrap=True)
-    out.print(f"dashboard  {_program()} dashboard --home {home}", soft_wrap=True)
+    out.print(f"dashboard  {program()} dashboard --home {home}", soft_wrap=True)
 
 
 def _settings(texts: list[str]) -> dict[str, Any]:

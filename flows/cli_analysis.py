@@ -81,7 +81,8 @@ def _show(found: DataAudit) -> None:
 def impact(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_json: JsonOption = False) -> None:
     """Say which parameters moved what: quality, measures, failures, epochs to the best one, cost.
 
-    All runs on the campaign's base model and data set count. Writes Markdown, JSON and a page with plots.
+    All runs on the campaign's base model and data set count. Writes Markdown, JSON and a page with plots, and keeps the
+    figures with the newest run (`parameter_analysis`).
 
     Example: [bold]pixelloop impact --home demo-run[/]
     """
@@ -94,6 +95,8 @@ def impact(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_
         scope = f"campaign {context.name} and all runs on its model and data"
         found = survey(history, context.space)
         paths = write_impact(context.home.impact(context.name), scope, found, history)
+        if history:
+            context.store.save_parameter_analysis(history[-1].run.uid, found.effects)
     if as_json:
         print(json.dumps(found.model_dump(mode="json"), indent=2))
         return
@@ -122,11 +125,10 @@ def diagnose(
     if as_json:
         print(json.dumps(_told(run, found).model_dump(mode="json"), indent=2))
         return
-    if epoch is None and issue is None:
-        from tasks.reports.terminal import diagnosis_view
+    from tasks.reports.terminal import diagnoses_view, diagnosis_view
 
-        out.print(diagnosis_view(_told(run, found)))
-    _list(found)
+    whole = epoch is None and issue is None
+    out.print(diagnosis_view(_told(run, found)) if whole else diagnoses_view(found))
 
 
 def _told(run: RunHistory, found: list[Diagnosis]) -> RunHistory:
@@ -134,20 +136,3 @@ def _told(run: RunHistory, found: list[Diagnosis]) -> RunHistory:
     steps = tuple(dict.fromkeys(d.recommendation for d in found))
     again = run.run.changed(root_cause_diagnosis=tuple(found), recommended_next_steps=steps)
     return run.model_copy(update={"run": again})
-
-
-def _list(found: list[Diagnosis]) -> None:
-    """Each issue with all that may be blamed for it."""
-    if not found:
-        out.print("nothing is wrong that was measured")
-    for one in found:
-        normal = ", normal here" if one.normal_for_epoch else ""
-        gain = f", healthy runs have {one.expected_gain:.1f} more" if one.expected_gain else ""
-        out.print(f"[bold]{one.issue}[/] ({one.category}, severity {one.severity:.2f}{normal}{gain})", highlight=False)
-        for cause in one.causes or ():
-            out.print(f"  {cause.confidence:.0%} {cause.factor}: {cause.sentence}", highlight=False, soft_wrap=True)
-            out.print(f"       {cause.recommendation}", highlight=False, soft_wrap=True)
-        if not one.causes:
-            out.print(f"  {one.confidence:.0%} {one.cause}: {one.recommendation}", highlight=False, soft_wrap=True)
-        for line in one.evidence[:4]:
-            out.print(f"       [dim]{line}[/]", highlight=False, soft_wrap=True)

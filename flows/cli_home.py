@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +13,8 @@ from typing import TYPE_CHECKING
 from schema.errors import NotFoundError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from flows.wiring import Context, Services
     from schema.runs import RunHistory
 
@@ -39,6 +44,41 @@ def opened_campaign(home: Path, campaign: str | None) -> Iterator[Context]:
 
     with opened_home(home) as services:
         yield wiring.open_campaign(str(campaign_path(services, campaign)), str(home))
+
+
+@contextlib.contextmanager
+def served_home(home: Path, console: Console, go_on: str) -> Iterator[None]:
+    """Database and Prefect server, for flows to run in; what happens is told on the console.
+
+    Args:
+        home: is made if it is missing.
+        console: of the terminal.
+        go_on: the command that goes on after an interruption.
+    """
+    from flows import interrupt, progress, wiring
+    from flows.server import prefect_server
+    from tasks.home import Home
+
+    interrupt.listen()
+    with progress.TerminalListener(console) as listener, wiring.session():
+        progress.listener = listener
+        listener.message(f"pixelloop in [bold]{home}[/]: starting database and Prefect server")
+        services = wiring.open_home(str(home))
+        with prefect_server(Home.at(home).prefect, services.prefect_url) as url:
+            listener.message(f"Prefect: {url.removesuffix('/api')}   dashboard: {program()} dashboard --home {home}")
+            try:
+                yield
+            except KeyboardInterrupt:
+                listener.message(f"interrupted; go on with: [bold]{go_on}[/]")
+                raise
+
+
+def program() -> str:
+    """The program as it can be called from here: its name, or its path where no environment is activated."""
+    beside = Path(sys.executable).with_name("pixelloop")
+    if shutil.which("pixelloop") or not beside.exists():
+        return "pixelloop"
+    return min(str(beside), os.path.relpath(beside), key=len)
 
 
 def campaign_path(services: Services, name: str | None) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +17,6 @@ from schema.parameters import parse_setting
 
 if TYPE_CHECKING:
     from flows.wiring import Context
-    from optimizer.analysis.paired import Change
     from schema.findings import Hypothesis
     from schema.parameters import Parameters
 
@@ -102,53 +100,6 @@ def reorder(
         _keep(context, with_queue(known, reordered(queue_of(known), place, to)), as_json)
 
 
-def paired_test(
-    change: Annotated[str, typer.Argument(help="One change: 'keep_tokens 1 -> 3'.", show_default=False)],
-    home: HomeOption = DEFAULT_HOME,
-    campaign: CampaignOption = None,
-    plan: Annotated[bool, typer.Option(help="Put the missing runs of the next pairs into the queue.")] = True,
-    as_json: JsonOption = False,
-) -> None:
-    """Test a hunch by pairs of runs that differ in one parameter alone; queues the runs that are missing.
-
-    Call it again when they are done: it says confirmed, refuted or inconclusive, with effect and interval.
-
-    Example: [bold]pixelloop test "keep_tokens 1 -> 3" --home demo-run[/]
-    """
-    from optimizer.analysis.paired import Change, pairs_of, verdict
-
-    wanted = Change.parse(change)
-    with opened_campaign(home, campaign) as context:
-        pairs = pairs_of(wanted, context.related(), context.space)
-        told = verdict([pair.difference for pair in pairs])
-        added = _plan(context, wanted, len(pairs)) if plan and told.state == "running" else 0
-    if as_json:
-        data = {"verdict": asdict(told), "pairs": [asdict(pair) for pair in pairs], "queued": added}
-        print(json.dumps(data, indent=2, default=str))
-        return
-    for pair in pairs:
-        out.print(f"{pair.after} against {pair.before}: {pair.difference:+.1f}", highlight=False)
-    effect = f", effect {told.effect:+.1f} ({told.low:+.1f} to {told.high:+.1f})" if pairs else ""
-    out.print(f"[bold]{change}[/]: {told.state} after {told.pairs} pairs{effect}", highlight=False, soft_wrap=True)
-    if added:
-        out.print(f"{added} runs are queued: run the campaign on, then ask again", highlight=False)
-
-
-def _plan(context: Context, change: Change, done: int) -> int:
-    """Queue the runs that bring the pairs to the fewest that can decide, or one more; how many they are."""
-    from optimizer.analysis.lifecycle import queue_of, with_queue
-    from optimizer.analysis.paired import LEAST_PAIRS, missing
-
-    known = context.store.hypotheses(context.name)
-    settings = missing(change, context.related(), context.space, max(LEAST_PAIRS - done, 1))
-    asked = [_asked(context, setting) for setting in settings]
-    waiting = queue_of(known)
-    fresh = [h for h in asked if h.uid not in {w.uid for w in waiting}]
-    if fresh:
-        context.store.save_hypotheses(with_queue([h for h in known if h not in fresh], [*waiting, *fresh]))
-    return len(fresh)
-
-
 def _proposal(known: Sequence[Hypothesis], number: str) -> Hypothesis:
     for one in known:
         if one.state == "proposed" and str(one.priority) == number:
@@ -162,12 +113,19 @@ def _by_hand(context: Context, settings: Sequence[str]) -> Hypothesis:
 
 
 def _asked(context: Context, change: Parameters) -> Hypothesis:
+    from flows.data import audited
+    from optimizer.analysis.hypotheses import costed
     from optimizer.analysis.lifecycle import by_hand, setting_of
+    from optimizer.history import best_run
+    from tasks.training.dataset import num_images
 
     history = context.store.history(context.name)
     full, _ = setting_of(change, history, context.space)
     expected = context.surrogate(context.store.history()).predict(full)
-    return by_hand(change, history, context.space, expected, context.name, datetime.now(UTC))
+    made = by_hand(change, history, context.space, expected, context.name, datetime.now(UTC))
+    best = best_run(history)
+    before = best.run.all_parameters if best is not None else context.space.likely()
+    return costed(made, before, history, num_images(context.file.dataset_dir), audited(context))
 
 
 def _keep(context: Context, hypotheses: Sequence[Hypothesis], as_json: bool) -> None:

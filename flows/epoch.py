@@ -16,6 +16,7 @@ from flows.wiring import Context, open_campaign
 from optimizer.analysis.diagnosis import diagnose_epoch
 from optimizer.objective import quality_of
 from optimizer.stopping import should_stop
+from schema.findings import PAIRED_TEST
 from schema.runs import EpochResult, RunHistory, TrainingRun, epoch_uid
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ def keep(context: Context, run: TrainingRun, result: EpochResult) -> str | None:
             context.study.study, run.number, context.home.artifacts, context.home.absolute(result.sample_sheet)
         )
     progress.listener.measured(result)
+    if run.verdict is not None and run.verdict.rule == PAIRED_TEST:
+        return None  # a half that ends before its time would be an unfair one
     curve = RunHistory(run=run, epochs=tuple(context.store.epochs(run.uid))).curve
     total = run.all_parameters["max_train_epochs"]
     others = [h for h in context.related() if h.run.uid != run.uid]

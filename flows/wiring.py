@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from flows import progress
 from flows.blocks import open_settings
+from optimizer.analysis.principles import in_force, scope_of
 from optimizer.gate import Gate
 from optimizer.history import related
 from optimizer.space import Space
@@ -258,10 +259,10 @@ def open_campaign(campaign_file: str, home: str) -> Context:
 
 def _open_campaign(path: Path, home: str) -> Context:
     file = load_campaign(path)
-    space = Space.of(file)
     suite = load_prompts(file.prompts_file)
     fingerprint = dataset_fingerprint(file.dataset_dir)
     services = open_home(home)
+    space = Space.of(file, in_force(services.store.principles(), scope_of(file.base_model, fingerprint)))
     campaign = file.campaign
     study = CampaignStudy.open(
         campaign.name, services.optuna_url, space, campaign.sampler, campaign.seed, services.optuna_connect()

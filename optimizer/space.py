@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,14 +74,14 @@ class Space:
     words: Vocabulary
 
     @classmethod
-    def of(cls, file: CampaignFile) -> Space:
-        """The space of a campaign file.
+    def of(cls, file: CampaignFile, learnt: Sequence[str] = ()) -> Space:
+        """The space of a campaign file; `learnt` are further hard limits, of accepted principles.
 
         Raises:
             ConfigError: a rule makes no sense, or the fixed parameters alone break one.
         """
         distributions = {name: _distribution(name, span) for name, span in file.search.items()}
-        rules = tuple(Rule.parse(text) for text in file.rules)
+        rules = tuple(Rule.parse(text) for text in (*file.rules, *learnt))
         space = cls(distributions, dict(file.fixed), rules, file.campaign.failed_quality, KOHYA)
         fixed = {name: value for name, value in space.complete({}).items() if name not in distributions}
         for rule in rules:

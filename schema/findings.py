@@ -46,13 +46,18 @@ class Decision(StrEnum):
     SKIP = "skip"
 
 
+PAIRED_TEST = "paired_test"
+"""Rule of a run that a user's experiment asks for: the gate has no say, and it is not stopped early."""
+
+
 class GateVerdict(Frozen):
     """The gate's judgement of one proposal; kept for run and refused ones alike."""
 
     decision: Decision
     reason: str = Field(description="a sentence a person can check")
     rule: str = Field(
-        description="hard_rule | known_failure | known_result | predicted_failure | audit | least_bad | accepted"
+        description="hard_rule | known_failure | known_result | predicted_failure | audit | least_bad | accepted | "
+        "paired_test"
     )
     evidence: tuple[str, ...] = Field((), description="names of the runs the reason rests on")
     p_fail: float | None = None
@@ -190,7 +195,45 @@ class Hypothesis(Frozen):
     expected: Prediction
     gain: float = Field(description="expected quality minus best quality so far")
     state: str = Field("proposed", description="proposed | queued | running | confirmed | refuted | inconclusive")
+    gpu_hours: float | None = Field(None, ge=0, description="estimated training time; None: no run to judge from")
+    blockers: tuple[str, ...] = Field((), description="what should be done first, as 'needs more pictures: ...'")
     created_at: datetime
+
+
+class PrincipleDetails(Frozen):
+    """What a principle rests on."""
+
+    runs: int = Field(0, ge=0, description="runs of the scope that it was judged by")
+    good: int = Field(0, ge=0, description="of them those within a fifth of the best quality")
+    outside: int = Field(0, ge=0, description="runs that break the rule")
+    against: tuple[str, ...] = Field((), description="good runs that break it")
+    p_value: float = Field(1.0, ge=0, le=1, description="of the claim, corrected for all rules that could be claimed")
+    together: tuple[str, ...] = Field((), description="parameters that changed together with the rule's")
+    pairs: int = Field(0, ge=0, description="pairs of runs that differ in the rule's parameter alone")
+
+
+class Principle(Frozen):
+    """A rule that good runs keep and hardly any run breaks and is good all the same."""
+
+    uid: uuid.UUID
+    rule: str = Field(description="as a hard limit reads: network_dim <= 32")
+    support: int = Field(ge=0, description="good runs that keep it")
+    exceptions: int = Field(ge=0, description="good runs that break it")
+    scope: dict[str, str] = Field(description="base_model and dataset that it holds for")
+    evidence: Evidence = Evidence.OBSERVED
+    state: str = Field("proposed", description="proposed | accepted (a hard limit) | dropped | withdrawn")
+    details: PrincipleDetails = PrincipleDetails()
+    created_at: datetime
+
+    @property
+    def sentence(self) -> str:
+        """The claim with its counts: 'network_dim <= 32 in 9 of 9 good runs; 0 of 6 others are good'."""
+        told = self.details
+        also = f" (or {' or '.join(told.together)}, which changed together)" if told.together else ""
+        return (
+            f"{self.rule}{also} in {self.support} of {told.good} good runs; {self.exceptions} of {told.outside} others "
+            f"are good"
+        )
 
 
 class Analysis(Frozen):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, computed_field, model_validator
 
@@ -40,6 +40,11 @@ def imported_uid(identity: str) -> uuid.UUID:
 def rating_uid(run: uuid.UUID, epoch: int) -> uuid.UUID:
     """Identity of what a person says of an epoch: a new word takes the place of the old one."""
     return uuid.uuid5(run, f"rating/{epoch}")
+
+
+def vote_uid(run: uuid.UUID, epoch: int, other: uuid.UUID, other_epoch: int, picture: str) -> uuid.UUID:
+    """Identity of a choice between two epochs' pictures: a later choice takes the place of the earlier."""
+    return uuid.uuid5(run, f"vote/{epoch}/{other}/{other_epoch}/{picture}")
 
 
 def artifact_uid(run: uuid.UUID, path: str) -> uuid.UUID:
@@ -214,6 +219,19 @@ class HumanRating(Frozen):
         """The mean of the scores on our scale, 0-100; None without any."""
         scores = [score for score in (self.visual, self.style, self.prompt) if score is not None]
         return 10 * sum(scores) / len(scores) if scores else None
+
+
+class PictureVote(Frozen):
+    """A person's choice between two epochs' pictures of one prompt and seed, made without knowing which is which."""
+
+    uid: uuid.UUID
+    run_uid: uuid.UUID
+    epoch_number: int = Field(ge=0)
+    other_run_uid: uuid.UUID
+    other_epoch_number: int = Field(ge=0)
+    picture: str = Field(description="name of the picture's file without its ending: prompt and seed")
+    choice: Literal["first", "second", "tie"] = Field(description="first: of `run_uid`, second: of `other_run_uid`")
+    created_at: datetime
 
 
 class Artifact(Frozen):

@@ -8,6 +8,7 @@ from optimizer.analysis.causes import Case, Cause, learnt_cause
 from optimizer.analysis.experience import general_cause
 from optimizer.analysis.healthy import Healthy
 from optimizer.analysis.issues import Issue, picture_issues, run_issues
+from optimizer.analysis.speed import slow_causes, slowness
 from optimizer.analysis.suspects import likely_causes
 from optimizer.history import best_quality, judged_epoch, related
 from optimizer.space import Space
@@ -23,6 +24,7 @@ _USUAL = 0.5  # of the healthy runs
 _BLAMELESS = ("crashed", "bad_data")
 _NO_HARM = 0.1
 _NAMED = 0.5
+SLOW = "slow"
 _COMPARED = 3  # runs on the same data set that are enough to leave those on other data out
 
 
@@ -65,7 +67,8 @@ def diagnose_run(
 ) -> tuple[Diagnosis, ...]:
     """What is wrong with an ended run, worst first: how it ended, its curve, and its best epoch's pictures.
 
-    Every failed run gets at least one diagnosis. So does one that is clearly worse than healthy runs, and one whose
+    Last comes `slow`, for a run that took clearly longer a picture than others. Every failed run gets at least one
+    diagnosis. So does one that is clearly worse than healthy runs, and one whose
     setting or data are a clear risk although no harm was measured (`risky_setting`, of low severity).
 
     Args:
@@ -89,15 +92,18 @@ def diagnose_run(
     found = [_usual(d, healthy) for d in found]
     if all(d.normal_for_epoch for d in found):
         found = [*_risky(run_history, healthy, audit), *found]
-    return tuple(found)
+    return (*found, *_slow(run_history, history))
 
 
 def blamed(diagnoses: Sequence[Diagnosis]) -> tuple[LikelyCause, ...]:
-    """What the diagnoses of one run blame, by severity and confidence over all issues that are not normal."""
+    """What the diagnoses of one run blame for its pictures, by severity and confidence over all issues.
+
+    Left out are those that are normal, and slowness: what costs time spoils no picture.
+    """
     weights: dict[str, float] = {}
     causes: dict[str, LikelyCause] = {}
     for diagnosis in diagnoses:
-        for cause in diagnosis.causes if not diagnosis.normal_for_epoch else ():
+        for cause in diagnosis.causes if not diagnosis.normal_for_epoch and diagnosis.issue != SLOW else ():
             weights[cause.factor] = weights.get(cause.factor, 0.0) + diagnosis.severity * cause.confidence
             known = causes.get(cause.factor)
             causes[cause.factor] = cause if known is None or known.confidence < cause.confidence else known
@@ -131,6 +137,24 @@ def _risky(run: RunHistory, healthy: Healthy, audit: DataAudit | None) -> list[D
             causes=tuple(causes),
         )
     ]
+
+
+def _slow(run: RunHistory, history: Sequence[RunHistory]) -> list[Diagnosis]:
+    """That a run took longer a picture than others on the same model: it costs time, and spoils nothing."""
+    others = [h for h in history if h.run.base_model == run.run.base_model and h.run.uid != run.run.uid]
+    found = slowness(run, others)
+    if found is None:
+        return []
+    causes = slow_causes(run, others, found)
+    told = causes[0] if causes else general_cause(SLOW, run.run.all_parameters)
+    text = f"{found.seconds:.3g} s a picture, {found.ratio:.1f} times the {found.usual:.3g} s of {found.compared} runs"
+    return [
+        Diagnosis(
+            issue=SLOW, category="resources", severity=_NO_HARM, cause=told.sentence,
+            recommendation=told.recommendation, confidence=told.confidence, evidence=(text, *told.evidence),
+            causes=causes,
+        )
+    ]  # fmt: skip
 
 
 def _outcome_of_machine(run: RunHistory) -> bool:

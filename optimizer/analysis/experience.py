@@ -155,6 +155,11 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
         ),
         _Experience("the steps are too large for this training", "lower learning_rate threefold"),
     ),
+    "slow": (
+        _Experience(
+            "no setting that costs time stands out", "look what else runs on the machine, and how warm it gets"
+        ),
+    ),
     "bad_data": (
         _Experience("the data set cannot be trained on", "mend the pictures or captions that the message names"),
     ),

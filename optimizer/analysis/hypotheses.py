@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from optimizer.analysis.blockers import blockers
+from optimizer.analysis.healthy import Healthy
+from optimizer.analysis.speed import expected_hours
 from optimizer.history import best_quality, best_run, informative
 from optimizer.rules import text_of
-from optimizer.space import Space, numeric
+from optimizer.space import Space, active, numeric
 from optimizer.surrogate import Surrogate
-from schema.findings import Hypothesis, Prediction
+from schema.findings import DataAudit, Hypothesis, Prediction
 from schema.parameters import Parameters, ParameterValue
 from schema.runs import RunHistory
 
@@ -39,12 +42,19 @@ class _Candidate:
 
 
 def next_experiments(
-    history: Sequence[RunHistory], space: Space, surrogate: Surrogate, campaign: str, now: datetime, count: int = 3
+    history: Sequence[RunHistory],
+    space: Space,
+    surrogate: Surrogate,
+    campaign: str,
+    now: datetime,
+    count: int = 3,
+    audit: DataAudit | None = None,
 ) -> tuple[Hypothesis, ...]:
     """The experiments of highest expected gain: one or two parameters changed against the best run.
 
     Candidates are neighbours of the best run and the values a grid over each parameter offers, singly and
-    in pairs of the most promising; those that break a rule, repeat a run or are likely to fail are left out.
+    in pairs of the most promising; those that break a rule, repeat a run, are likely to fail, or go where an ill run
+    is nearer than the healthy ones are left out.
     The same experiment has the same identity each time it is proposed.
 
     Args:
@@ -54,16 +64,42 @@ def next_experiments(
         campaign: name of the campaign.
         now: time of the proposal.
         count: how many at most, each changing another set of parameters if there are enough.
+        audit: of the data set; says what should be done before an experiment.
     """
     best = best_run(history)
     if best is None or best_quality(best) is None:
         return ()
     base = _within(space, best.run.all_parameters)
     known = {space.key(h.run.all_parameters) for h in informative(history)}
-    singles = _ranked(_single_changes(space, base), base, known, space, surrogate, best_quality(best) or 0.0)
+    limits = _limits(history, space)
+    steps = (change for change in _single_changes(space, base) if _harmless(change, limits, space))
+    singles = _ranked(steps, base, known, space, surrogate, best_quality(best) or 0.0)
     pairs = _ranked(_pairs(singles), base, known, space, surrogate, best_quality(best) or 0.0)
     chosen = _diverse(sorted(singles + pairs, key=lambda c: -c.gain), count)
-    return tuple(_hypothesis(c, i + 1, base, best, space, surrogate, campaign, now) for i, c in enumerate(chosen))
+    made = (_hypothesis(c, i + 1, base, best, space, surrogate, campaign, now) for i, c in enumerate(chosen))
+    return tuple(costed(hypothesis, base, history, best.run.num_images, audit) for hypothesis in made)
+
+
+def costed(
+    hypothesis: Hypothesis,
+    before: Parameters,
+    history: Sequence[RunHistory],
+    num_images: int | None,
+    audit: DataAudit | None,
+) -> Hypothesis:
+    """An experiment with the hours that it takes and with what should be done first.
+
+    Args:
+        hypothesis: the experiment.
+        before: the setting that it changes.
+        history: runs on the same base model.
+        num_images: of the data set.
+        audit: of the data set.
+    """
+    return hypothesis.changed(
+        gpu_hours=expected_hours(hypothesis.parameters, history, num_images),
+        blockers=blockers(hypothesis.change, before, audit),
+    )
 
 
 def identity_of(campaign: str, searched: Parameters) -> uuid.UUID:
@@ -89,6 +125,38 @@ def _single_changes(space: Space, base: Parameters) -> Iterator[Parameters]:
             small = numeric(space.distributions[name]) and abs(space.unit(name, value) - here) < _LEAST_STEP
             if value != base[name] and not small:
                 yield {name: value}
+
+
+def _limits(history: Sequence[RunHistory], space: Space) -> dict[str, tuple[float, float]]:
+    """How far each searched number may go, on its axis: half the way from healthy runs to the next ill one.
+
+    An ill run counts against the parameter alone in which it departs farthest from the healthy ones.
+    """
+    runs = informative(history)
+    healthy = Healthy.of(runs)
+    limits: dict[str, tuple[float, float]] = {}
+    for run in runs:
+        name = next((d.name for d in healthy.departures(run)), None)
+        if name not in space.names or not numeric(space.distributions[name]) or not healthy.shortfall(run):
+            continue
+        here = space.unit(name, active(run.run.all_parameters)[name])
+        theirs = [space.unit(name, active(h.run.all_parameters)[name]) for h in healthy.runs]
+        low, high = limits.get(name, (-math.inf, math.inf))
+        if here < min(theirs):
+            low = max(low, (here + min(theirs)) / 2)
+        elif here > max(theirs):
+            high = min(high, (here + max(theirs)) / 2)
+        limits[name] = low, high
+    return limits
+
+
+def _harmless(change: Parameters, limits: dict[str, tuple[float, float]], space: Space) -> bool:
+    """Whether no changed number goes where an ill run is nearer than the healthy ones."""
+    return all(
+        limits[name][0] <= space.unit(name, value) <= limits[name][1]
+        for name, value in change.items()
+        if name in limits
+    )
 
 
 def _unit(space: Space, base: Parameters, index: int, value: float) -> NDArray[np.float64]:

@@ -23,8 +23,9 @@ Array = NDArray[np.float64]
 _LEAST = 6
 _PERMUTATIONS = 1999
 _RESAMPLES = 500
-_SIGNIFICANT = 0.05
-_CRITICAL_IMPORTANCE = 0.25
+SIGNIFICANT = 0.05
+CRITICAL = 0.25
+"""Share of the variation from which on a claim is critical."""
 _CONFOUNDED = 0.8
 NO_CAUSE = frozenset(("seed", "save_every_n_epochs", "caption_extension", "save_precision"))
 """Parameters that vary but are no explanation of quality."""
@@ -83,7 +84,9 @@ def effects(history: Sequence[RunHistory], space: Space) -> tuple[ParameterEffec
     p_values = _holm(_permuted(varied, rankdata(outcome)))
     shares = importances(varied, outcome)
     twins = moved_together(varied)
-    rows = [_effect(v, outcome, p, shares[v.name], tuple(twins[v.name])) for v, p in zip(varied, p_values, strict=True)]
+    rows = [
+        effect_of(v, outcome, p, shares[v.name], tuple(twins[v.name])) for v, p in zip(varied, p_values, strict=True)
+    ]
     rows.sort(key=lambda row: (row.p_value or 0.0, -(row.importance or 0.0)))
     return (*rows, *constant)
 
@@ -170,17 +173,41 @@ def moved_together(varied: Sequence[Varied]) -> dict[str, list[str]]:
     }
 
 
-def _effect(v: Varied, outcome: Array, p: float, share: float, twins: tuple[str, ...]) -> ParameterEffect:
-    better, best = better_side(v, outcome)
-    low, high = bootstrap_interval(outcome, better)
+def effect_of(
+    v: Varied,
+    values: Array,
+    p: float,
+    share: float,
+    twins: tuple[str, ...],
+    *,
+    outcome: str = "quality",
+    rises: bool = True,
+) -> ParameterEffect:
+    """One parameter's effect on one outcome, claimed where p is small enough.
+
+    Args:
+        v: the parameter.
+        values: (n,) of the outcome.
+        p: corrected for the number of tests.
+        share: of the variation that the parameter explains, 0-1.
+        twins: parameters that moved together with it.
+        outcome: its name.
+        rises: False where lower is better; the effect is positive for the better side all the same.
+    """
+    goodness = values if rises else -values
+    better, best = better_side(v, goodness)
+    low, high = bootstrap_interval(goodness, better)
     verdict = "none detected"
-    if p <= _SIGNIFICANT:
-        verdict = "critical" if share >= _CRITICAL_IMPORTANCE else "secondary"
+    if p <= SIGNIFICANT:
+        verdict = "critical" if share >= CRITICAL else "secondary"
     return ParameterEffect(
         parameter=v.name,
-        n=len(outcome),
-        spearman=float(np.corrcoef(v.ranks, rankdata(outcome))[0, 1]) if v.numeric else None,
-        effect=float(outcome[better].mean() - outcome[~better].mean()),
+        outcome=outcome,
+        n=len(values),
+        spearman=float(np.corrcoef(v.ranks, rankdata(values))[0, 1]) if v.numeric else None,
+        pearson=_pearson(v, values),
+        by_value=_by_value(v, values, better, best),
+        effect=float(goodness[better].mean() - goodness[~better].mean()),
         low=low,
         high=high,
         p_value=p,
@@ -188,7 +215,7 @@ def _effect(v: Varied, outcome: Array, p: float, share: float, twins: tuple[str,
         importance=share,
         verdict=verdict,
         confounded_with=twins,
-    )
+    )  # fmt: skip
 
 
 def better_side(v: Varied, outcome: Array) -> tuple[NDArray[np.bool_], str]:
@@ -222,3 +249,26 @@ def bootstrap_interval(outcome: Array, better: NDArray[np.bool_]) -> tuple[float
     means = [side[rng.integers(0, len(side), (_RESAMPLES, len(side)))].mean(axis=1) for side in (one, two)]
     low, high = np.percentile(means[0] - means[1], [5, 95])
     return float(low), float(high)
+
+
+def _pearson(v: Varied, values: Array) -> float | None:
+    """Correlation of values over the runs that used the parameter, of logs where its scale is one."""
+    if not v.numeric:
+        return None
+    used = np.array([x is not None for x in v.values])
+    numbers = np.array([float(x) for x in v.values if x is not None])
+    if PARAMETERS.get(v.name) and PARAMETERS[v.name].log and (numbers > 0).all():
+        numbers = np.log(numbers)
+    there = values[used]
+    if len(numbers) < 3 or np.ptp(numbers) == 0 or np.ptp(there) == 0:
+        return None
+    return float(np.corrcoef(numbers, there)[0, 1])
+
+
+def _by_value(v: Varied, values: Array, better: NDArray[np.bool_], best: str) -> dict[str, float]:
+    if v.numeric:
+        return {best: float(values[better].mean()), "else": float(values[~better].mean())}
+    return {
+        text_of(level): float(np.mean([y for x, y in zip(v.values, values, strict=True) if x == level]))
+        for level in dict.fromkeys(v.values)
+    }

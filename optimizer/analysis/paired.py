@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import t as student
 
-from optimizer.history import best_quality, informative
+from optimizer.history import best_quality, failed, informative
+from optimizer.rules import text_of
 from optimizer.space import Space
 from schema.errors import ConfigError
 from schema.parameters import Parameters, ParameterValue, parameter, parse_value
-from schema.runs import RunHistory
+from schema.runs import Outcome, RunHistory
 
 _FORM = re.compile(r"\s*(\w+)\s+(\S+)\s*->\s*(\S+)\s*")
 LEAST_PAIRS = 3
 MOST_PAIRS = 8
 _LEVEL = 0.05
+_LUCK = 3.0  # spreads
 WORTH = 1.0
 """Quality points that a change must bring to be worth making."""
 
@@ -32,6 +33,9 @@ class Change:
     name: str
     before: ParameterValue
     after: ParameterValue
+
+    def __str__(self) -> str:
+        return f"{self.name} {text_of(self.before)} -> {text_of(self.after)}"
 
     @classmethod
     def parse(cls, text: str) -> Change:
@@ -50,6 +54,10 @@ class Change:
             raise ConfigError(f"{text!r} changes nothing: give two values")
         return change
 
+    def side(self, value: ParameterValue) -> bool | None:
+        """False for the value before, True for that after, None for others."""
+        return value == self.after if value in (self.before, self.after) else None
+
     def pair(self, setting: Parameters, seed: int) -> tuple[Parameters, Parameters]:
         """The two settings of one pair."""
         return {**setting, self.name: self.before, "seed": seed}, {**setting, self.name: self.after, "seed": seed}
@@ -65,61 +73,126 @@ class Pair:
 
 
 def pairs_of(change: Change, history: Sequence[RunHistory], space: Space) -> list[Pair]:
-    """The pairs among past runs: all parameters equal, the seed too, but the change; one a setting.
+    """The pairs among past runs: all parameters equal, the seed too, but the change; one a setting."""
+    return pairs_across(change.name, change.before, change.side, history, space)
 
-    A run that failed without a measurement has the quality 0.
+
+def missing(change: Change, history: Sequence[RunHistory], space: Space, count: int) -> list[Parameters]:
+    """Full settings of the runs that make `count` more pairs, half by half.
+
+    Halves that have run already come first, those of the best runs before others; then the best setting with further
+    seeds. Only settings as the campaign has them today are run: its fixed parameters, but for the one that is changed.
+
+    Raises:
+        ConfigError: a value lies outside its span or breaks a rule, or the change has no effect beside the others.
     """
-    sides = _sides(change, history, space)
+    if change.name in space.names:
+        for value in (change.before, change.after):
+            if problems := space.problems({change.name: value}):
+                raise ConfigError(f"{problems[0]}: widen it in the campaign, so that both values can be run")
+    sides = _sides(change.name, change.before, change.side, history, space)
+    done = {key for key, (a, b) in sides.items() if a is not None and b is not None}
+    known = {space.key(h.run.all_parameters) for h in _unbiased(history)}
+    wanted: list[Parameters] = []
+    for setting in _bases(change, history, space):
+        if count == 0:
+            break
+        halves = [{**setting, change.name: value} for value in (change.before, change.after)]
+        key = _rest(change.name, change.before, setting, space)
+        if key not in done:
+            _check_runnable(change, halves, space)
+            done.add(key)
+            count -= 1
+            wanted += [half for half in halves if space.key(half) not in known]
+    return wanted
+
+
+def _check_runnable(change: Change, halves: Sequence[Parameters], space: Space) -> None:
+    if broken := [text for half in halves for text in space.violations(half)]:
+        raise ConfigError(f"this experiment cannot run: {broken[0]}")
+    if space.key(halves[0]) == space.key(halves[1]):
+        raise ConfigError(
+            f"{change.name} has no effect beside the other parameters of these runs: both halves would be the same"
+        )
+
+
+def _bases(change: Change, history: Sequence[RunHistory], space: Space) -> Iterator[Parameters]:
+    """Settings to make pairs from: of past runs, the best first, then the best with seeds that it has not had."""
+    today = space.complete({})
+    free = {*space.names, change.name, "seed"}
+    fixed = {name: value for name, value in space.filled(today).items() if name not in free}
+    found: list[Parameters] = []
+    for run in sorted(_unbiased(history), key=lambda h: -(best_quality(h) or 0.0)):
+        setting = space.filled(run.run.all_parameters)
+        as_today = all(setting[name] == value for name, value in fixed.items())
+        if as_today and not failed(run, space.failed_quality) and not space.problems(space.searched(setting)):
+            found.append(setting)
+    best = found[0] if found else space.complete(space.likely())
+    yield from _with_effect(change, found, space)
+    seeds = {setting["seed"] for setting in found if {**setting, "seed": None} == {**best, "seed": None}}
+    yield from ({**best, "seed": seed} for seed in range(1, 2**31) if seed not in seeds)
+
+
+def _with_effect(change: Change, settings: Sequence[Parameters], space: Space) -> Iterator[Parameters]:
+    """Those settings beside which the change is one."""
+    for setting in settings:
+        one, two = ({**setting, change.name: value} for value in (change.before, change.after))
+        if space.key(one) != space.key(two):
+            yield setting
+
+
+def _unbiased(history: Sequence[RunHistory]) -> list[RunHistory]:
+    """Runs that count as halves: one that was stopped early might have become better."""
+    return [h for h in informative(history) if h.run.outcome is not Outcome.STOPPED_EARLY]
+
+
+def pairs_across(
+    name: str,
+    stand_in: ParameterValue,
+    after: Callable[[ParameterValue], bool | None],
+    history: Sequence[RunHistory],
+    space: Space,
+) -> list[Pair]:
+    """The pairs of past runs that differ in one parameter and lie on both sides of something.
+
+    A run that failed without a measurement has the quality 0; one that was stopped early counts for nothing, as it
+    might have become better.
+
+    Args:
+        name: the parameter that may differ.
+        stand_in: any value of it.
+        after: which side a value lies on; None for values that count for nothing.
+        history: the runs, best of one base model and data set.
+        space: says what counts as the same training.
+    """
     return [
         Pair(a.run.run_name, b.run.run_name, (best_quality(b) or 0.0) - (best_quality(a) or 0.0))
-        for a, b in sides.values()
+        for a, b in _sides(name, stand_in, after, history, space).values()
         if a is not None and b is not None
     ]
 
 
-def missing(change: Change, history: Sequence[RunHistory], space: Space, count: int) -> list[Parameters]:
-    """Searched parameters of the runs that make `count` more pairs: halves of the best settings first.
-
-    Raises:
-        ConfigError: the parameter is not searched, or a value lies outside its span.
-    """
-    for value in (change.before, change.after):
-        if problems := space.problems({change.name: value}):
-            raise ConfigError(f"{problems[0]}: search it in the campaign, so that both values can be run")
-    done = {key for key, (a, b) in _sides(change, history, space).items() if a is not None and b is not None}
-    known = {space.key(h.run.all_parameters) for h in informative(history)}
-    wanted: list[Parameters] = []
-    for run in sorted(informative(history), key=lambda h: -(best_quality(h) or 0.0)):
-        key = _rest(change, run.run.all_parameters, space)
-        if key in done or count == 0:
-            continue
-        settings = [{**space.searched(run.run.all_parameters), change.name: v} for v in (change.before, change.after)]
-        full = [space.complete(s) for s in settings]
-        if any(space.problems(s) for s in settings) or any(space.violations(f) for f in full):
-            continue
-        done.add(key)
-        count -= 1
-        wanted += [s for s, f in zip(settings, full, strict=True) if space.key(f) not in known]
-    return wanted
-
-
 def _sides(
-    change: Change, history: Sequence[RunHistory], space: Space
+    name: str,
+    stand_in: ParameterValue,
+    after: Callable[[ParameterValue], bool | None],
+    history: Sequence[RunHistory],
+    space: Space,
 ) -> dict[str, tuple[RunHistory | None, RunHistory | None]]:
-    """By all other parameters, the run before and the run after the change."""
+    """By all other parameters, the first run on the one side and on the other."""
     found: dict[str, tuple[RunHistory | None, RunHistory | None]] = {}
-    for run in informative(history):
-        value, key = run.run.all_parameters.get(change.name), _rest(change, run.run.all_parameters, space)
-        before, after = found.get(key, (None, None))
-        if value == change.before:
-            found[key] = (before or run, after)
-        elif value == change.after:
-            found[key] = (before, after or run)
+    for run in _unbiased(history):
+        side = after(run.run.all_parameters.get(name))
+        if side is None:
+            continue
+        key = _rest(name, stand_in, run.run.all_parameters, space)
+        one, two = found.get(key, (None, None))
+        found[key] = (one, two or run) if side else (one or run, two)
     return found
 
 
-def _rest(change: Change, parameters: Parameters, space: Space) -> str:
-    return json.dumps(space.key({**parameters, change.name: change.before}))
+def _rest(name: str, stand_in: ParameterValue, parameters: Parameters, space: Space) -> str:
+    return space.key({**parameters, name: stand_in})
 
 
 @dataclass(frozen=True)
@@ -166,6 +239,20 @@ def verdict(differences: Sequence[float], worth: float = WORTH, most: int = MOST
     elif n >= LEAST_PAIRS and high < worth:
         state = "refuted"
     return Verdict(state, effect, low, high, n)
+
+
+def verdict_on(change: Change, history: Sequence[RunHistory], space: Space, worth: float) -> Verdict:
+    """What the pairs among past runs say of a change; see `verdict`."""
+    return verdict([pair.difference for pair in pairs_of(change, history, space)], worth)
+
+
+def worth_of(noise: float) -> float:
+    """Gain (quality points) that a change is refuted for lacking: what the luck of a seed hardly ever brings.
+
+    Args:
+        noise: standard deviation of quality between runs that differ by the seed alone.
+    """
+    return max(WORTH, _LUCK * noise)
 
 
 def pairs_needed(effect: float, noise: float, most: int = MOST_PAIRS) -> int | None:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import optuna
-from numpy.typing import NDArray
 from scipy.stats import beta, rankdata
 
 from optimizer.analysis.impact import (
+    SIGNIFICANT,
     Array,
     Varied,
     better_side,
-    bootstrap_interval,
+    effect_of,
     importances,
     moved_together,
     run_qualities,
@@ -23,18 +23,14 @@ from optimizer.analysis.impact import (
 )
 from optimizer.analysis.outcomes import Measured, measured_outcomes
 from optimizer.history import informative
-from optimizer.rules import text_of
 from optimizer.space import Space
 from schema.findings import ImpactReport, Interaction, ParameterEffect
-from schema.parameters import PARAMETERS
 from schema.runs import RunHistory
 
 _LEAST = 6
 _LEAST_SIDE = 3
 _PERMUTATIONS = 1999
 _ROUNDS = 4
-_SIGNIFICANT = 0.05
-_CRITICAL = 0.25  # of the variation
 _FANOVA_FROM = 50  # runs: below, its trees are no better than a forest's impurity
 _MOST_PAIRED = 8
 
@@ -67,7 +63,7 @@ def survey(history: Sequence[RunHistory], space: Space) -> ImpactReport:
     ]
     rows.sort(key=lambda row: (row.p_value or 0.0, -(row.importance or 0.0)))
     quality = next((m for m in outcomes if m.name == "quality"), None)
-    claimed = {r.parameter for r in rows if r.outcome == "quality" and (r.p_value or 1.0) <= _SIGNIFICANT}
+    claimed = {r.parameter for r in rows if r.outcome == "quality" and (r.p_value or 1.0) <= SIGNIFICANT}
     shares, by = _importance(runs, varied, quality, space)
     return ImpactReport(
         n_runs=len(runs),
@@ -97,7 +93,7 @@ def _corrected(varied: Sequence[Varied], outcomes: Sequence[Measured]) -> Array:
         found = np.maximum(_round(varied, outcomes, claimed), least)
         for i, j in itertools.product(range(len(varied)), range(len(outcomes))):
             p_values[i, j] = p_values[i, j] if (i, j) in claimed else min(p_values[i, j], found[i, j])
-        new = {(i, j) for i, j in zip(*np.nonzero(p_values <= _SIGNIFICANT), strict=True)} - claimed
+        new = {(i, j) for i, j in zip(*np.nonzero(p_values <= SIGNIFICANT), strict=True)} - claimed
         if not new:
             break
         claimed |= {(int(i), int(j)) for i, j in new}
@@ -159,31 +155,16 @@ def _row(v: Varied, outcome: Measured, p: float, twins: tuple[str, ...]) -> Para
     values = outcome.values[known]
     if len(set(part.values)) < 2:
         return _untold(v.name, len(values)).changed(outcome=outcome.name)
-    goodness = values if outcome.rises else -values
-    better, best = better_side(part, goodness)
-    low, high = bootstrap_interval(goodness, better)
-    share = _explained(part, values)
-    verdict = "none detected"
-    if p <= _SIGNIFICANT:
-        verdict = "critical" if share >= _CRITICAL else "secondary"
-    elif min(int(better.sum()), int((~better).sum())) < _LEAST_SIDE:
-        verdict = "not enough data"
-    return ParameterEffect(
-        parameter=v.name,
-        outcome=outcome.name,
-        n=len(values),
-        spearman=float(np.corrcoef(part.ranks, rankdata(values))[0, 1]) if part.numeric else None,
-        pearson=_pearson(part, values),
-        by_value=_by_value(part, values, better, best),
-        effect=float(goodness[better].mean() - goodness[~better].mean()),
-        low=low,
-        high=high,
-        p_value=p,
-        best=best,
-        importance=share,
-        verdict=verdict,
-        confounded_with=twins,
-    )
+    found = effect_of(part, values, p, _explained(part, values), twins, outcome=outcome.name, rises=outcome.rises)
+    if found.verdict == "none detected" and _least_side(part, values, outcome.rises) < _LEAST_SIDE:
+        return found.changed(verdict="not enough data")
+    return found
+
+
+def _least_side(v: Varied, values: Array, rises: bool) -> int:
+    """Runs on the smaller side of a parameter."""
+    better, _ = better_side(v, values if rises else -values)
+    return min(int(better.sum()), int((~better).sum()))
 
 
 def _explained(v: Varied, values: Array) -> float:
@@ -195,29 +176,6 @@ def _explained(v: Varied, values: Array) -> float:
         return 0.0
     share = float(np.sum((basis.T @ ranks) ** 2)) / total
     return max(0.0, 1 - (1 - share) * float(n - 1) / float(n - 1 - k))
-
-
-def _pearson(v: Varied, values: Array) -> float | None:
-    """Correlation of values over the runs that used the parameter, of logs where its scale is one."""
-    if not v.numeric:
-        return None
-    used = np.array([x is not None for x in v.values])
-    numbers = np.array([float(x) for x in v.values if x is not None])
-    if PARAMETERS.get(v.name) and PARAMETERS[v.name].log and (numbers > 0).all():
-        numbers = np.log(numbers)
-    there = values[used]
-    if len(numbers) < 3 or np.ptp(numbers) == 0 or np.ptp(there) == 0:
-        return None
-    return float(np.corrcoef(numbers, there)[0, 1])
-
-
-def _by_value(v: Varied, values: Array, better: NDArray[np.bool_], best: str) -> dict[str, float]:
-    if v.numeric:
-        return {best: float(values[better].mean()), "else": float(values[~better].mean())}
-    return {
-        text_of(level): float(np.mean([y for x, y in zip(v.values, values, strict=True) if x == level]))
-        for level in dict.fromkeys(v.values)
-    }
 
 
 def _importance(
@@ -268,7 +226,7 @@ def _interactions(
     found = []
     for a, b, explained in tested:
         p = float((most >= explained[0] - 1e-12).mean())
-        if p <= _SIGNIFICANT:
+        if p <= SIGNIFICANT:
             text = f"what {a.name} does to quality depends on {b.name}, beyond what each does alone"
             share = min(float(explained[0]), 1.0)
             found.append(Interaction(parameters=(a.name, b.name), n=len(ranks), share=share, p_value=p, sentence=text))

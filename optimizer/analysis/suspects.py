@@ -139,7 +139,7 @@ def _departed(d: Departure, healthy: Healthy) -> _Suspect:
     usual = _span_text(d)
     explains = None if d.high is None else (_TOO_HIGH if d.high else _TOO_LOW).get(d.name)
     number = d.name == "num_images"
-    mend = "add different pictures" if number else f"set {d.name}{ratio} to {usual}, as healthy runs have it"
+    mend = "add different pictures" if number else f"set {d.name}{ratio} {_there(d)}, as healthy runs have it"
     odds = min((d.size / _SCALE) ** 2, _MOST_ODDS)
     factor = "few_pictures" if number else d.name
     return _Suspect(
@@ -150,6 +150,13 @@ def _departed(d: Departure, healthy: Healthy) -> _Suspect:
         ),
         0.0 if number and d.high else odds, explains, d.size >= _FAR,
     )  # fmt: skip
+
+
+def _there(d: Departure) -> str:
+    """Where to set a parameter, as 'to 8' or 'between 0.0002 and 0.002'."""
+    low, high = d.usual[0], d.usual[-1]
+    span = d.high is not None and text_of(low) != text_of(high)
+    return f"between {text_of(low)} and {text_of(high)}" if span else f"to {_span_text(d)}"
 
 
 def _span_text(d: Departure) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from schema.errors import ConfigError, StoreUnavailableError
@@ -35,6 +35,9 @@ class DashboardServer(ThreadingMixIn, WSGIServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away is no news."""
         logger.debug("request of %s broke off", client_address, exc_info=True)
+
+
+Server = TypeVar("Server", bound=DashboardServer)
 
 
 class _QuietHandler(WSGIRequestHandler):
@@ -83,7 +86,7 @@ def open_server(
     free_port: bool = False,
 ) -> DashboardServer:
     """A server that listens but does not answer yet; arguments and errors as `serve`."""
-    server = _listen(host, port, free_port)  # first the port: the application takes seconds to import
+    server = listen(DashboardServer, host, port, free_port)  # first the port: the application takes seconds to import
     try:
         server.set_app(_application(storage, artifact_dir))
     except BaseException:
@@ -92,12 +95,17 @@ def open_server(
     return server
 
 
-def _listen(host: str, port: int, free_port: bool) -> DashboardServer:
+def listen(kind: type[Server], host: str, port: int, free_port: bool) -> Server:
+    """A server of a kind on a host and port; see `serve`.
+
+    Raises:
+        ConfigError: the port is in use, may not be opened, or the host is none of this machine.
+    """
     try:
-        return DashboardServer((host, port), _QuietHandler)
+        return kind((host, port), _QuietHandler)
     except OSError as error:
         if error.errno == errno.EADDRINUSE and free_port:
-            return _listen(host, 0, free_port=False)
+            return listen(kind, host, 0, free_port=False)
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(f"port {port} on {host} is in use: end what runs there or give another --port") from None
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None

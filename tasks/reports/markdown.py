@@ -11,6 +11,7 @@ from schema.findings import (
     Hypothesis,
     ImpactReport,
     ParameterEffect,
+    Principle,
     RefusedProposal,
 )
 from schema.parameters import with_defaults
@@ -18,6 +19,8 @@ from schema.runs import EpochResult, RunHistory, TrainingRun
 from tasks.reports import wording
 from tasks.reports.leaderboard import Row, base_row, leaderboard
 from tasks.reports.predictions import check_prediction, check_predictions, tally
+
+_MANY = 20  # runs
 
 
 def trial_note(run: TrainingRun, epochs: Sequence[EpochResult]) -> str:
@@ -39,8 +42,9 @@ def campaign_note(
     analysis: Analysis,
     refusals: Sequence[RefusedProposal] = (),
     base: EpochResult | None = None,
+    principles: Sequence[Principle] = (),
 ) -> str:
-    """The note of the study: leaderboard, what matters, what to run next."""
+    """The note of the study: leaderboard, what matters, rules of all campaigns, what to run next."""
     rows = leaderboard(history)
     failed = sum(row.failed for row in rows)
     best = next((row for row in rows if row.rank == 1), None)
@@ -52,6 +56,7 @@ def campaign_note(
         f"{counts}; {sofar}. {tally(check_predictions(history))}",
         _section("Leaderboard", _leaderboard([*rows, *([base_row(base)] if base else [])])),
         _section("What matters", _effects(analysis.effects)),
+        _section("Principles", _list(f"{p.sentence} ({p.state}, {p.evidence})" for p in principles)),
         _section("Next experiments", _experiments(analysis.hypotheses)),
         _section("Refused by the gate", _refusals(refusals)),
     )
@@ -131,7 +136,7 @@ def impact_note(report: ImpactReport, scope: str) -> str:
         f"{wording.count(report.n_runs, 'run')}, {wording.count(report.tests, 'test')} on "
         f"{wording.count(len(report.outcomes), 'outcome')}. Observed, not tested: a paired experiment is what proves a "
         "cause. p is corrected for all tests; intervals are 90 % bootstrap, of a split chosen for its difference.",
-        _section("Found", _claims(claims) or "Nothing that chance would not show as well."),
+        _section("Found", _claims(claims) or _nothing(report.n_runs)),
         _section("Depends on each other", _list(f"{i.sentence} (p {i.p_value:.3f})" for i in report.interactions)),
         _section(f"Share of quality's variation, by {report.importance_by}",
                  _table(("parameter", "share"), [(name, wording.percent(share)) for name, share in most])),
@@ -140,6 +145,14 @@ def impact_note(report: ImpactReport, scope: str) -> str:
         _section("Not enough data", ", ".join(sorted(short))),
         _section("Never varied", ", ".join(constant)),
     )  # fmt: skip
+
+
+def _nothing(runs: int) -> str:
+    few = ": so few runs show large effects only" if runs < _MANY else ""
+    return (
+        f"Nothing that chance would not show as well{few}. Let the campaign run on, or test a hunch by pairs of runs: "
+        "`pixelloop test`."
+    )
 
 
 def _claims(effects: Sequence[ParameterEffect]) -> str:
@@ -199,9 +212,15 @@ def _effects(effects: Sequence[ParameterEffect]) -> str:
 def _experiments(hypotheses: Sequence[Hypothesis]) -> str:
     return "\n".join(
         f"{h.priority}. `{wording.settings(h.change)}` ({h.state}): {_text(h.rationale)} "
-        f"Expected {wording.score(h.expected.quality)} ({wording.interval(h.expected.low, h.expected.high)})."
+        f"Expected {wording.score(h.expected.quality)} ({wording.interval(h.expected.low, h.expected.high)})"
+        f"{_cost(h)}.{''.join(f' **{_text(text)}**' for text in h.blockers)}"
         for h in sorted(hypotheses, key=lambda h: h.priority)
     )
+
+
+def _cost(hypothesis: Hypothesis) -> str:
+    hours = hypothesis.gpu_hours
+    return "" if hours is None else f", {wording.duration(hours * 3600)} of training"
 
 
 def _refusals(refusals: Sequence[RefusedProposal]) -> str:

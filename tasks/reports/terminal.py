@@ -93,9 +93,15 @@ def experiments_view(hypotheses: Sequence[Hypothesis]) -> RenderableType:
             f"{wording.score(h.expected.quality)} ({wording.signed(h.gain)})\n"
             f"{wording.interval(h.expected.low, h.expected.high)}"
         )
-        why = Text.assemble(h.rationale, (f" [{h.state}, p(fail) {wording.percent(h.expected.p_fail)}]", "dim"))
+        facts = f" [{h.state}, p(fail) {wording.percent(h.expected.p_fail)}{_cost(h)}]"
+        why = Text.assemble(h.rationale, (facts, "dim"), *((f"\n{text}", "yellow") for text in h.blockers))
         table.add_row(Text(str(h.priority)), Text(wording.settings(h.change)), Text(expected), why)
     return table
+
+
+def _cost(hypothesis: Hypothesis) -> str:
+    hours = hypothesis.gpu_hours
+    return "" if hours is None else f", trains {wording.duration(hours * 3600)}"
 
 
 def comparison_view(first: RunHistory, second: RunHistory) -> Group:
@@ -178,9 +184,14 @@ def _figure(mean: PictureMetrics | None, field: str) -> float | None:
     return figure
 
 
+def diagnoses_view(diagnoses: Sequence[Diagnosis]) -> Group:
+    """Each issue with all that may be blamed for it, the surest and worst first."""
+    return Group(*_diagnoses(diagnoses))
+
+
 def _diagnoses(diagnoses: Sequence[Diagnosis]) -> list[RenderableType]:
     if not diagnoses:
-        return [Text("Nothing was found wrong with the run.", style="dim")]
+        return [Text("Nothing is wrong that was measured.", style="dim")]
     return [_diagnosis(each) for each in sorted(diagnoses, key=lambda d: -d.confidence * d.severity)]
 
 
@@ -192,7 +203,12 @@ def _diagnosis(diagnosis: Diagnosis) -> Text:
     text = Text.assemble((wording.words(diagnosis.issue), "bold yellow"), (numbers, "dim"))
     if diagnosis.normal_for_epoch:
         text.append("  normal for this epoch", style="dim")
+    if diagnosis.expected_gain:
+        text.append(f"  healthy runs have {diagnosis.expected_gain:.1f} more", style="dim")
     text.append(f"\n  cause  {diagnosis.cause}\n  mend   {diagnosis.recommendation}")
+    for other in diagnosis.causes:
+        if other.sentence != diagnosis.cause:
+            text.append(f"\n  or     {wording.percent(other.confidence)}  {other.sentence}: {other.recommendation}")
     if diagnosis.evidence:
         text.append(f"\n  seen   {'; '.join(diagnosis.evidence)}", style="dim")
     return text.append("\n")

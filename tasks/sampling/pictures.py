@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from schema.prompts import PromptSuite
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TILE = 192
 _LABEL = 18
@@ -22,11 +25,15 @@ def save_pictures(pictures: Tensor, suite: PromptSuite, folder: Path) -> list[Pa
         pictures: (prompts * seeds, 3, H, W) in [0, 1], in the order in which they were drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{_file_name(prompt.name)}-s{seed}.png" for prompt in suite.prompts for seed in suite.seeds]
-    paths = [folder / name for name in names]
+    paths = [folder / name for name in picture_names(suite)]
     for picture, path in zip(pictures, paths, strict=True):
         _save(_image(picture), path)
     return paths
+
+
+def picture_names(suite: PromptSuite) -> list[str]:
+    """Names of the files of a suite's pictures, in the order in which they are drawn and measured."""
+    return [f"{_file_name(prompt.name)}-s{seed}.png" for prompt in suite.prompts for seed in suite.seeds]
 
 
 def save_sheet(pictures: Tensor, suite: PromptSuite, path: Path, columns: int = 4) -> Path:

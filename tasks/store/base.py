@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol
 
 from schema.base import Frozen
 from schema.errors import ConfigError
-from schema.findings import Analysis, Hypothesis, RefusedProposal
+from schema.findings import Analysis, Hypothesis, ParameterEffect, Principle, RefusedProposal
 from schema.parameters import ParameterValue, parse_value
-from schema.runs import Artifact, EpochResult, HumanRating, RunHistory, TrainingRun
+from schema.runs import Artifact, EpochResult, HumanRating, PictureVote, RunHistory, TrainingRun
 
 
 class CampaignRecord(Frozen):
@@ -113,11 +113,29 @@ class Store(Protocol):
     def latest_analysis(self, campaign: str) -> Analysis | None:
         """The newest analysis, if there is one."""
 
+    def save_principle(self, principle: Principle) -> None:
+        """Insert or replace a principle."""
+
+    def principles(self) -> list[Principle]:
+        """All principles of any scope, in the order in which they were found."""
+
+    def save_parameter_analysis(self, run_uid: uuid.UUID, effects: Sequence[ParameterEffect]) -> None:
+        """Keep what the parameters did as it was known after a run that is in the store."""
+
+    def parameter_analysis(self, run_uid: uuid.UUID) -> list[ParameterEffect]:
+        """What was known of the parameters after a run; nothing where nothing was kept."""
+
     def save_rating(self, rating: HumanRating) -> None:
         """Insert or replace what a person says of an epoch of a run that is in the store."""
 
     def ratings(self, run_uid: uuid.UUID) -> list[HumanRating]:
         """What people said of a run's epochs, in order."""
+
+    def save_vote(self, vote: PictureVote) -> None:
+        """Insert or replace a person's choice between pictures of two runs that are in the store."""
+
+    def votes(self, run_uid: uuid.UUID) -> list[PictureVote]:
+        """Choices in which a run is the first of the two, by picture."""
 
     def save_artifact(self, artifact: Artifact) -> None:
         """Insert or replace where a file of a run lies."""

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from schema.errors import NotFoundError
-from schema.findings import Analysis, Hypothesis, RefusedProposal
-from schema.runs import Artifact, EpochResult, HumanRating, RunHistory, TrainingRun
+from schema.findings import Analysis, Hypothesis, ParameterEffect, Principle, RefusedProposal
+from schema.runs import Artifact, EpochResult, HumanRating, PictureVote, RunHistory, TrainingRun
 from tasks.store.base import CampaignRecord, Condition, EpochColours
 from tasks.store.tables import clean
 
@@ -33,6 +33,9 @@ class MemoryStore:
         self._refusals: dict[uuid.UUID, RefusedProposal] = {}
         self._hypotheses: dict[uuid.UUID, Hypothesis] = {}
         self._analyses: dict[str, Analysis] = {}
+        self._principles: dict[uuid.UUID, Principle] = {}
+        self._effects: dict[uuid.UUID, tuple[ParameterEffect, ...]] = {}
+        self._votes: dict[uuid.UUID, PictureVote] = {}
         self._ratings: dict[uuid.UUID, HumanRating] = {}
         self._artifacts: dict[uuid.UUID, Artifact] = {}
 
@@ -156,6 +159,30 @@ class MemoryStore:
         found = self._analyses.get(campaign)
         return found and found.changed(hypotheses=tuple(self.hypotheses(campaign)))
 
+    def save_principle(self, principle: Principle) -> None:
+        """Insert or replace a principle."""
+        with self._lock:
+            self._principles[principle.uid] = principle
+
+    def principles(self) -> list[Principle]:
+        """All principles of any scope, in the order in which they were found."""
+        return sorted(self._all(self._principles), key=lambda p: (p.created_at, str(p.uid)))
+
+    def save_parameter_analysis(self, run_uid: uuid.UUID, effects: Sequence[ParameterEffect]) -> None:
+        """Keep what the parameters did as it was known after a run that is in the store.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        with self._lock:
+            self._demand(run_uid, "an analysis")
+            self._effects[run_uid] = tuple(map(_cleaned, effects))
+
+    def parameter_analysis(self, run_uid: uuid.UUID) -> list[ParameterEffect]:
+        """What was known of the parameters after a run; nothing where nothing was kept."""
+        with self._lock:
+            return list(self._effects.get(run_uid, ()))
+
     def save_rating(self, rating: HumanRating) -> None:
         """Insert or replace what a person says of an epoch of a run that is in the store.
 
@@ -170,6 +197,22 @@ class MemoryStore:
         """What people said of a run's epochs, in order."""
         found = [rating for rating in self._all(self._ratings) if rating.run_uid == run_uid]
         return sorted(found, key=lambda rating: (rating.epoch_number, str(rating.uid)))
+
+    def save_vote(self, vote: PictureVote) -> None:
+        """Insert or replace a person's choice between pictures of two runs that are in the store.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        with self._lock:
+            for run in (vote.run_uid, vote.other_run_uid):
+                self._demand(run, f"the vote on {vote.picture}")
+            self._votes[vote.uid] = _cleaned(vote)
+
+    def votes(self, run_uid: uuid.UUID) -> list[PictureVote]:
+        """Choices in which a run is the first of the two, by picture."""
+        found = [vote for vote in self._all(self._votes) if vote.run_uid == run_uid]
+        return sorted(found, key=lambda vote: (vote.picture, str(vote.uid)))
 
     def save_artifact(self, artifact: Artifact) -> None:
         """Insert or replace where a file of a run lies.

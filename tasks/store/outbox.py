@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from schema.errors import NotFoundError, StoreError, StoreUnavailableError
-from schema.findings import Analysis, Hypothesis, RefusedProposal
-from schema.runs import Artifact, EpochResult, HumanRating, RunHistory, TrainingRun
+from schema.findings import Analysis, Hypothesis, ParameterEffect, Principle, RefusedProposal
+from schema.runs import Artifact, EpochResult, HumanRating, PictureVote, RunHistory, TrainingRun
 from tasks.store.base import CampaignRecord, Condition, EpochColours, Store
 from tasks.store.memory import MemoryStore
 
@@ -108,6 +108,20 @@ class OutboxStore:
         self._copy.save_analysis(analysis)
         self._post("analysis", analysis.model_dump(mode="json"))
 
+    def save_principle(self, principle: Principle) -> None:
+        """Insert or replace a principle."""
+        self._copy.save_principle(principle)
+        self._post("principle", principle.model_dump(mode="json"))
+
+    def save_parameter_analysis(self, run_uid: uuid.UUID, effects: Sequence[ParameterEffect]) -> None:
+        """Keep what the parameters did as it was known after a run that is in the store.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        self._copy.save_parameter_analysis(run_uid, effects)
+        self._post("effects", {"run_uid": str(run_uid), "effects": [e.model_dump(mode="json") for e in effects]})
+
     def save_rating(self, rating: HumanRating) -> None:
         """Insert or replace what a person says of an epoch of a run that is in the store.
 
@@ -116,6 +130,15 @@ class OutboxStore:
         """
         self._copy.save_rating(rating)
         self._post("rating", rating.model_dump(mode="json"))
+
+    def save_vote(self, vote: PictureVote) -> None:
+        """Insert or replace a person's choice between pictures of two runs that are in the store.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        self._copy.save_vote(vote)
+        self._post("vote", vote.model_dump(mode="json"))
 
     def save_artifact(self, artifact: Artifact) -> None:
         """Insert or replace where a file of a run lies.
@@ -165,6 +188,18 @@ class OutboxStore:
     def latest_analysis(self, campaign: str) -> Analysis | None:
         """The newest analysis, if there is one."""
         return self._read(lambda store: store.latest_analysis(campaign))
+
+    def principles(self) -> list[Principle]:
+        """All principles of any scope, in the order in which they were found."""
+        return self._read(lambda store: store.principles())
+
+    def parameter_analysis(self, run_uid: uuid.UUID) -> list[ParameterEffect]:
+        """What was known of the parameters after a run; nothing where nothing was kept."""
+        return self._read(lambda store: store.parameter_analysis(run_uid))
+
+    def votes(self, run_uid: uuid.UUID) -> list[PictureVote]:
+        """Choices in which a run is the first of the two, by picture."""
+        return self._read(lambda store: store.votes(run_uid))
 
     def ratings(self, run_uid: uuid.UUID) -> list[HumanRating]:
         """What people said of a run's epochs, in order."""
@@ -238,6 +273,8 @@ class OutboxStore:
             copy.save_hypotheses(self._store.hypotheses(record.name))
             if (analysis := self._store.latest_analysis(record.name)) is not None:
                 copy.save_analysis(analysis)
+        for principle in self._store.principles():
+            copy.save_principle(principle)
         for letter in map(json.loads, _lines(self._waiting)):
             _SAVE[letter["kind"]](copy, letter["data"])
         return copy
@@ -257,6 +294,11 @@ _SAVE: dict[str, Callable[[Store, dict[str, Any]], None]] = {
     "refusal": lambda store, data: store.save_refusal(RefusedProposal.model_validate(data)),
     "hypotheses": lambda store, data: store.save_hypotheses([Hypothesis.model_validate(h) for h in data["hypotheses"]]),
     "analysis": lambda store, data: store.save_analysis(Analysis.model_validate(data)),
+    "principle": lambda store, data: store.save_principle(Principle.model_validate(data)),
+    "effects": lambda store, data: store.save_parameter_analysis(
+        uuid.UUID(data["run_uid"]), [ParameterEffect.model_validate(e) for e in data["effects"]]
+    ),
+    "vote": lambda store, data: store.save_vote(PictureVote.model_validate(data)),
     "rating": lambda store, data: store.save_rating(HumanRating.model_validate(data)),
     "artifact": lambda store, data: store.save_artifact(Artifact.model_validate(data)),
 }

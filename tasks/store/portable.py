@@ -18,7 +18,7 @@ from tasks.store.tables import Row, Tables, clean
 
 TABLES = (
     "campaigns", "training_runs", "epoch_results", "refused_proposals", "hypotheses", "analyses", "human_ratings",
-    "test_prompts", "caption_versions", "experiment_queue", "principles", "artifacts",
+    "picture_votes", "test_prompts", "caption_versions", "principles", "artifacts",
 )  # fmt: skip
 """All tables, each behind those that its rows refer to."""
 

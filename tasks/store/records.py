@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from schema.errors import NotFoundError
-from schema.findings import Analysis, Hypothesis, RefusedProposal
-from schema.runs import Artifact, EpochResult, HumanRating, RunHistory, TrainingRun
+from schema.findings import Analysis, Hypothesis, ParameterEffect, Principle, RefusedProposal
+from schema.runs import Artifact, EpochResult, HumanRating, PictureVote, RunHistory, TrainingRun
 from tasks.store.base import CampaignRecord, Condition, EpochColours
 from tasks.store.known import EPOCH, RUN, KnownHistory, by_start, ours
 from tasks.store.rows import Record, records, row_of
@@ -124,6 +124,28 @@ class RecordStore:
             return None
         return records(Analysis, rows[-1:])[0].changed(hypotheses=tuple(self.hypotheses(campaign)))
 
+    def save_principle(self, principle: Principle) -> None:
+        """Insert or replace a principle."""
+        self.tables.upsert("principles", row_of(principle, Principle.model_fields), ("uid",))
+
+    def principles(self) -> list[Principle]:
+        """All principles of any scope, in the order in which they were found."""
+        return self._read(Principle, "principles", {}, ("created_at", "uid"))
+
+    def save_parameter_analysis(self, run_uid: uuid.UUID, effects: Sequence[ParameterEffect]) -> None:
+        """Keep what the parameters did as it was known after a run.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        rows = [row_of(effect, ParameterEffect.model_fields) for effect in effects]
+        self.tables.call("save_parameter_analysis", {"of_run": str(run_uid), "effects": rows})
+
+    def parameter_analysis(self, run_uid: uuid.UUID) -> list[ParameterEffect]:
+        """What was known of the parameters after a run; nothing where nothing was kept."""
+        rows = self.tables.select("training_runs", ("parameter_analysis",), {"uid": str(run_uid)}, ("uid",))
+        return records(ParameterEffect, rows[0]["parameter_analysis"] or () if rows else ())
+
     def save_rating(self, rating: HumanRating) -> None:
         """Insert or replace what a person says of an epoch.
 
@@ -135,6 +157,18 @@ class RecordStore:
     def ratings(self, run_uid: uuid.UUID) -> list[HumanRating]:
         """What people said of a run's epochs, in order."""
         return self._read(HumanRating, "human_ratings", {"run_uid": str(run_uid)}, ("epoch_number", "uid"))
+
+    def save_vote(self, vote: PictureVote) -> None:
+        """Insert or replace a person's choice between pictures of two runs.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        self.tables.upsert("picture_votes", row_of(vote, PictureVote.model_fields), ("uid",))
+
+    def votes(self, run_uid: uuid.UUID) -> list[PictureVote]:
+        """Choices in which a run is the first of the two, by picture."""
+        return self._read(PictureVote, "picture_votes", {"run_uid": str(run_uid)}, ("picture", "uid"))
 
     def save_artifact(self, artifact: Artifact) -> None:
         """Insert or replace where a file of a run lies.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 import torch
@@ -127,6 +129,11 @@ def test_every_parameter_and_measurement_is_kept(night: Night) -> None:
     assert metrics["mean"]["background_accuracy"] is not None
 
 
+def test_what_the_parameters_did_is_kept_with_each_run(night: Night) -> None:
+    kept = rows(night, "select number, jsonb_array_length(parameter_analysis) > 0 from training_runs order by number")
+    assert kept == [(number, True) for number in range(TRIALS)]
+
+
 def test_optuna_holds_the_same_trials(night: Night) -> None:
     states = rows(night, "select number, state from optuna.trials order by number")
     complete = [number for number, state in states if state == "COMPLETE"]
@@ -181,6 +188,8 @@ def test_runs_can_be_asked_for_by_a_condition(night: Night) -> None:
         ("predict", "learning_rate=0.002", "network_dim=8"),
         ("diagnose", "demo-000"),
         ("next",),
+        ("principles",),
+        ("ab", "0", "1:1"),
         ("compare", "0", "1"),
         ("report",),
     ],
@@ -191,10 +200,43 @@ def test_the_commands_answer_from_the_finished_campaign(night: Night, arguments:
     assert result.stdout.strip()
 
 
+def test_a_persons_blind_votes_between_two_checkpoints_are_counted(night: Night) -> None:
+    words = command("ab", "0", "1", "--vote", "--home", str(night.folder))
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment(), cwd=night.folder) as process:
+        assert process.stdout is not None
+        told = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+        assert told is not None
+        page = httpx.get(told[0]).text
+        while found := dict(re.findall(r'name="(token|number)" value="([^"]*)"', page)):
+            page = httpx.post(f"{told[0]}vote", data={**found, "choice": "tie"}).text
+        assert "0 for demo-000 epoch" in process.stdout.read()
+    assert process.returncode == 0
+    verdict = night.json("ab", "1", "0")
+    assert isinstance(verdict, dict)
+    assert (verdict["votes"]["ties"], verdict["votes"]["better"]) == (8, None)
+
+
 def test_an_unknown_run_is_one_sentence_naming_the_known_ones(night: Night) -> None:
     result = night.pixelloop("diagnose", "77")
     assert result.returncode == 2
     assert "demo-000, demo-001" in result.stderr
+
+
+def test_a_hunch_about_a_fixed_parameter_is_run_and_judged(night: Night) -> None:
+    hunch = "caption_dropout_rate 0.05 -> 0.3"
+    plan = night.json("test", hunch, "--plan")
+    assert isinstance(plan, dict)
+    assert [half["caption_dropout_rate"] for half in plan["planned"]] == [0.3, 0.3, 0.05, 0.3]
+    told = night.json("test", hunch, "--worth", "200")  # three pairs exclude such a gain
+    assert isinstance(told, dict)
+    assert (told["verdict"]["state"], told["verdict"]["pairs"], len(told["pairs"])) == ("refuted", 3, 3)
+    halves = rows(
+        night,
+        """select all_parameters->>'caption_dropout_rate', all_parameters->>'seed', epochs_done, verdict->>'rule'
+           from training_runs where number >= 2 order by number""",
+    )
+    wanted = [("0.3", "1"), ("0.3", "1"), ("0.05", "2"), ("0.3", "2")]
+    assert halves == [(share, seed, EPOCHS, "paired_test") for share, seed in wanted]
 
 
 def test_nothing_is_left_running(night: Night) -> None:

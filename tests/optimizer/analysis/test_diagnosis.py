@@ -135,7 +135,7 @@ def test_a_setting_unlike_healthy_ones_is_blamed_for_a_worse_run() -> None:
     (found,) = diagnose_run(bad, healthy_runs(), SPACE)
     assert found.issue == "below_healthy"
     assert [c.factor for c in blamed([found])] == ["learning_rate"]
-    assert "0.0001 to 0.000358" in found.recommendation
+    assert "between 0.0001 and 0.000358" in found.recommendation
     assert found.expected_gain == pytest.approx(26.0)
 
 

@@ -38,7 +38,7 @@ def test_a_run_that_failed_at_once_is_explained_without_epochs() -> None:
 
 
 def test_a_healthy_run_is_said_to_be_healthy() -> None:
-    assert "Nothing was found wrong with the run." in printed(diagnosis_view(factory.night()[1]))
+    assert "Nothing is wrong that was measured." in printed(diagnosis_view(factory.night()[1]))
 
 
 def test_experiments_come_by_priority_with_their_reasons() -> None:

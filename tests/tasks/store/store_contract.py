@@ -13,10 +13,13 @@ from schema.findings import (
     Analysis,
     Decision,
     Diagnosis,
+    Evidence,
     GateVerdict,
     Hypothesis,
     ParameterEffect,
     Prediction,
+    Principle,
+    PrincipleDetails,
     RefusedProposal,
 )
 from schema.runs import (
@@ -26,12 +29,14 @@ from schema.runs import (
     HumanRating,
     Outcome,
     PictureMetrics,
+    PictureVote,
     RunStatus,
     TrainingRun,
     artifact_uid,
     epoch_uid,
     rating_uid,
     run_uid,
+    vote_uid,
 )
 from tasks.store.base import Condition, EpochColours, Store
 
@@ -196,13 +201,15 @@ class StoreContract:
         def hypothesis(n: int) -> Hypothesis:
             return Hypothesis(
                 uid=uuid.uuid5(HOME, f"h{n}"), campaign="night", priority=n, change={"network_dim": 8}, parameters={},
-                rationale="smaller", expected=PREDICTION, gain=2.0, created_at=START,
+                rationale="smaller", expected=PREDICTION, gain=2.0, created_at=START, gpu_hours=0.25 * n,
+                blockers=("needs more pictures", "x")[:n - 1],
             )  # fmt: skip
 
         store.save_hypotheses([hypothesis(2), hypothesis(1)])
         assert [h.priority for h in store.hypotheses("night")] == [1, 2]
+        assert store.hypotheses("night") == [hypothesis(1), hypothesis(2)]
         store.save_hypotheses([hypothesis(3)])
-        assert [h.priority for h in store.hypotheses("night")] == [3]
+        assert store.hypotheses("night") == [hypothesis(3)]
 
     def test_the_newest_analysis_counts(self, store: Store) -> None:
         assert store.latest_analysis("night") is None
@@ -215,6 +222,20 @@ class StoreContract:
         assert found is not None
         assert found.n_runs == 2
         assert found.effects == (effect,)
+
+    def test_principles_come_back_as_they_were_found(self, store: Store) -> None:
+        def principle(n: int) -> Principle:
+            return Principle(
+                uid=uuid.uuid5(HOME, f"p{n}"), rule=f"network_dim <= {n}", support=9, exceptions=1,
+                scope={"base_model": "/models/sd15", "dataset": "knights@0123"}, created_at=START + timedelta(hours=n),
+                details=PrincipleDetails(runs=15, good=10, outside=5, against=("night-003",), p_value=0.01),
+            )  # fmt: skip
+
+        for n in (2, 1, 1):
+            store.save_principle(principle(n))
+        accepted = principle(2).changed(state="accepted", evidence=Evidence.TESTED)
+        store.save_principle(accepted)
+        assert store.principles() == [principle(1), accepted]
 
     @pytest.mark.parametrize(
         "text", ['it\'s "quoted"; drop table runs; --', "gr\u00fcn \U0001f451 \u738b\u51a0", "a\\nb\n\tc", "%s {} $1"]
@@ -266,6 +287,37 @@ class StoreContract:
         assert store.epochs(run.uid) == [make_epoch(run, 1)]
         with pytest.raises(NotFoundError):
             store.save_rating(rating.changed(run_uid=make_run(5).uid))
+
+    def test_a_choice_between_two_pictures_is_kept_once(self, store: Store) -> None:
+        one, two = make_run(0), make_run(1)
+        store.save_run(one)
+        store.save_run(two)
+        vote = PictureVote(
+            uid=vote_uid(one.uid, 1, two.uid, 2, "queen-s1"), run_uid=one.uid, epoch_number=1, other_run_uid=two.uid,
+            other_epoch_number=2, picture="queen-s1", choice="first", created_at=START,
+        )  # fmt: skip
+        store.save_vote(vote)
+        store.save_vote(vote.changed(choice="tie"))
+        assert store.votes(one.uid) == [vote.changed(choice="tie")]
+        assert store.votes(two.uid) == []
+        with pytest.raises(NotFoundError):
+            store.save_vote(vote.changed(uid=uuid.uuid5(HOME, "v"), other_run_uid=make_run(5).uid))
+
+    def test_what_was_known_of_the_parameters_is_kept_with_the_run(self, store: Store) -> None:
+        run = make_run(0)
+        store.save_run(run)
+        assert store.parameter_analysis(run.uid) == []
+        effects = [
+            ParameterEffect(parameter=name, n=5, effect=10.0, verdict="secondary", by_value={"<= 32": 70.0})
+            for name in ("network_dim", "learning_rate")
+        ]
+        for kept in (effects, effects[:1]):
+            store.save_parameter_analysis(run.uid, kept)
+            assert store.parameter_analysis(run.uid) == kept
+        store.save_run(run.changed(quality=50.0))
+        assert store.parameter_analysis(run.uid) == effects[:1]
+        with pytest.raises(NotFoundError):
+            store.save_parameter_analysis(make_run(5).uid, effects)
 
     def test_files_are_remembered_once_by_epoch(self, store: Store) -> None:
         run = make_run(0)

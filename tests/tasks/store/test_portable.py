@@ -46,9 +46,10 @@ def fill(store: Store, url: str) -> None:
         connection.execute(
             """insert into test_prompts values ('night', 0, 'a', 'b', '{}');
                insert into caption_versions values ('knights@1', 'v1', 3, null, now());
-               insert into principles values (gen_random_uuid(), 'rule', 3, 1, '{}', 'observed', 'kept', null, now());
-               insert into experiment_queue select gen_random_uuid(), 'night', 1, '{}', uid, null, 'queued', now()
-               from hypotheses where campaign = 'night';
+               insert into principles
+               values (gen_random_uuid(), 'rule', 3, 1, '{}', 'observed', 'proposed', null, now());
+               insert into picture_votes select gen_random_uuid(), uid, 1, uid, 2, 'queen-s1', 'tie', now()
+               from training_runs where campaign = 'night';
                insert into training_runs (run_name, parent_run_uid) select 'child ' || n, r.uid
                from training_runs r, generate_series(1, 1200) n where r.campaign = 'night'"""
         )

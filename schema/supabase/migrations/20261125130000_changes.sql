@@ -49,9 +49,8 @@ begin
     condition := case
         when of_table in ('caption_versions', 'principles') then 'true' -- of no campaign alone
         when of_table = 'campaigns' then 't.name = $1'
-        when of_table in ('training_runs', 'refused_proposals', 'hypotheses', 'analyses', 'test_prompts',
-            'experiment_queue') then 't.campaign = $1'
-        when of_table in ('epoch_results', 'human_ratings', 'artifacts')
+        when of_table in ('training_runs', 'refused_proposals', 'hypotheses', 'analyses', 'test_prompts') then 't.campaign = $1'
+        when of_table in ('epoch_results', 'human_ratings', 'picture_votes', 'artifacts')
             then 't.run_uid in (select r.uid from public.training_runs r where r.campaign = $1)'
     end;
     if condition is null then
@@ -69,6 +68,13 @@ begin
     ) using of_campaign;
 end
 $$;
+
+-- What a campaign runs next, for those who look for it by this name.
+create or replace view public.experiment_queue with (security_invoker = true) as
+select h.uid, h.campaign, row_number() over (partition by h.campaign order by h.priority, h.uid)::integer as position,
+    h.change, h.parameters, h.rationale, h.gpu_hours, h.blockers, h.created_at
+from public.hypotheses h where h.state = 'queued';
+grant select on public.experiment_queue to service_role;
 
 do $$
 declare

@@ -1,0 +1,85 @@
+"""Principles from the history of a real home to the hard limits of the next campaign."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from demo.workspace import lay_out
+from flows import wiring
+from flows.analysis import keep_principles
+from flows.cli import app
+from optimizer.rules import Rule
+from schema.errors import ConfigError, NotFoundError
+from schema.runs import Outcome, TrainingRun, run_uid
+from tests.conftest import remove
+from tests.optimizer.worlds import START
+
+DIMS = (4, 8, 8, 16, 16, 32, 32, 16, 64, 64, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home whose earlier campaign went badly at rank 64, and a campaign on the same model and data."""
+    folder = tmp_path_factory.mktemp("home")
+    file = lay_out(folder)
+    with wiring.session():
+        services = wiring.open_home(str(folder))
+        services.store.save_campaign("demo", {"file": services.home.relative(file)}, "finished", "budget spent")
+        context = wiring.open_campaign(str(file), str(folder))
+        rng = np.random.default_rng(0)
+        for number, dim in enumerate(DIMS):
+            parameters = context.space.complete({"network_dim": dim, "learning_rate": float(10 ** rng.uniform(-5, -1))})
+            context.store.save_run(_ended(context, number, parameters, 80.0 if dim < 64 else 30.0))
+        keep_principles(context)
+        embedded = services.embedded
+    yield folder
+    assert embedded is not None
+    remove(embedded)
+
+
+def _ended(context: wiring.Context, number: int, parameters: dict[str, object], quality: float) -> TrainingRun:
+    return context.new_run(number, parameters).changed(  # type: ignore[arg-type]
+        uid=run_uid(context.home.uid, "earlier", number), campaign="earlier", run_name=f"earlier-{number:03d}",
+        outcome=Outcome.OK, quality=quality, started_at=START + timedelta(hours=number),
+    )  # fmt: skip
+
+
+def ask(home: Path, *words: str) -> str:
+    result = CliRunner().invoke(app, [*words, "--home", str(home)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def rules(home: Path) -> tuple[Rule, ...]:
+    with wiring.session():
+        return wiring.open_campaign(str(home / "campaign.toml"), str(home)).space.rules
+
+
+def test_a_principle_is_listed_accepted_obeyed_and_taken_back(home: Path) -> None:
+    assert "network_dim <= 32 in 8 of 8 good runs; 0 of 4 others are good" in ask(home, "principles")
+    assert rules(home) == ()
+    assert "is a hard limit" in ask(home, "principles", "accept", "1")
+    assert [str(rule) for rule in rules(home)] == ["network_dim <= 32"]
+    assert "would be refused" in ask(home, "predict", "network_dim=64")
+    (kept,) = json.loads(ask(home, "principles", "--json"))
+    assert kept["state"] == "accepted"
+    ask(home, "principles", "drop", "1")
+    assert rules(home) == ()
+
+
+def test_what_cannot_be_accepted_is_a_sentence(home: Path) -> None:
+    with pytest.raises(NotFoundError, match="no principle 7: there are 1"):
+        ask(home, "principles", "accept", "7")
+    with wiring.session():
+        store = wiring.open_home(str(home)).store
+        (known,) = store.principles()
+        store.save_principle(known.changed(state="withdrawn"))
+    with pytest.raises(ConfigError, match="contradicted"):
+        ask(home, "principles", "accept", "1")
