@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -109,6 +110,18 @@ def patient_connect(url: str, revive: Callable[[], object]) -> Callable[[], psyc
             return psycopg.connect(url, connect_timeout=10)
 
     return connect
+
+
+def wait_for_server(url: str, patience: float = 600.0) -> None:
+    """Wait until a server answers that somebody else has to start, or `patience` seconds."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        try:
+            psycopg.connect(url, connect_timeout=10).close()
+        except psycopg.OperationalError:
+            time.sleep(1.0)
+        else:
+            return
 
 
 class PostgresStore(RecordStore):
