@@ -235,7 +235,7 @@ app.command()(diagnose)
 
 
 def main() -> NoReturn:
-    """Entry point: errors of ours are one sentence and exit code 2, Ctrl-C is 130."""
+    """Entry point: errors of ours and of the disk are one sentence and exit code 2, Ctrl-C is 130."""
     from flows.server import quiet_libraries
 
     quiet_libraries(Path.home() / ".prefect")
@@ -243,6 +243,11 @@ def main() -> NoReturn:
         app()
     except PixelloopError as error:
         err.print(f"[red]pixelloop:[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        err.print(f"[red]pixelloop:[/] {error.filename}: {error.strerror}", soft_wrap=True, highlight=False)
         sys.exit(2)
     sys.exit(0)
 
@@ -252,23 +257,29 @@ def _run_campaign(campaign_file: Path, home: Path, trials: int | None) -> None:
     from flows import interrupt, progress, wiring
     from flows.server import prefect_server
     from schema.campaign import load_campaign
+    from schema.settings import Settings
+    from tasks.gpus import pick_device
     from tasks.home import Home
 
-    name = load_campaign(campaign_file).campaign.name  # wrong files are told before anything is started
+    name = load_campaign(campaign_file).campaign.name  # what is wrong is told before anything is started
+    pick_device(Settings().device)
     interrupt.listen()
     with progress.TerminalListener(out) as listener, wiring.session():
         progress.listener = listener
         listener.message(f"pixelloop in [bold]{home}[/]: starting database and Prefect server")
         services = wiring.open_home(str(home))
-        with prefect_server(Home.at(home).prefect, services.prefect_url) as url:
+        with prefect_server(Home.at(home).prefect, services.prefect_url, revive=services.revive) as url:
             listener.message(f"Prefect: {url.removesuffix('/api')}   dashboard: {_program()} dashboard --home {home}")
+            from prefect.exceptions import TerminationSignal
+
             from flows.campaign import campaign
+            from flows.patience import patiently
 
             try:
-                campaign(str(campaign_file.resolve()), str(Home.at(home).root), trials)
-            except KeyboardInterrupt:
+                patiently(lambda: campaign(str(campaign_file.resolve()), str(Home.at(home).root), trials))
+            except (KeyboardInterrupt, TerminationSignal):
                 listener.message(f"interrupted; go on with: [bold]{_program()} resume --home {home}[/]")
-                raise
+                raise KeyboardInterrupt from None
     status(home=home, campaign=name)
     _closing_words(home, name)
 
