@@ -20,6 +20,7 @@ from tasks.training.kohya import options_of, read_kohya
 if TYPE_CHECKING:
     from tasks.training.models import BaseModel
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _EARLIER = 60.0  # seconds that an earlier trainer may take to end
 
 
@@ -82,8 +83,7 @@ def _run(read: Callable[[], TrainingConfig], folder: Path, device: str, threads:
     except BadDataError as error:
         return _fail(events, Outcome.BAD_DATA, str(error))
     except PixelloopError as error:
-        _fail(events, Outcome.CRASHED, str(error))
-        return 2
+        return max(_fail(events, Outcome.CRASHED, str(error)), 2)
     except (OSError, MemoryError, RuntimeError) as error:
         outcome, sentence = _judge(error, device, folder)
         if outcome is Outcome.CRASHED and not isinstance(error, OSError):
@@ -112,7 +112,7 @@ def _judge(error: Exception, device: str, folder: Path) -> tuple[Outcome, str]:
     """What the machine lacked, in one sentence."""
     if isinstance(error, OSError):
         place = error.filename or folder
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             return Outcome.DISK_FULL, f"the disk is full, {place} could not be written: make room and start again"
         return Outcome.CRASHED, f"{error.strerror or error}: {place}"
     first = (str(error).splitlines() or [""])[0]
@@ -127,6 +127,6 @@ def _fail(events: Path, outcome: Outcome, sentence: str) -> int:
     try:
         print(f"pixelloop: {sentence}", file=sys.stderr)
         write_event(events, FailedEvent(outcome=outcome, sentence=sentence))
-    except OSError:  # a full disk has no room for words either
-        return NO_ROOM if outcome is Outcome.DISK_FULL else 1
+    except OSError as error:  # a full disk has no room for words, and may be what all else came from
+        return NO_ROOM if error.errno in _FULL else 1
     return 1

@@ -13,17 +13,17 @@ import psutil  # type: ignore[import-untyped]  # its stubs are a package of thei
 import pytest
 
 from schema.runs import Outcome
-from tasks.training.events import EpochEvent, FailedEvent, FinishedEvent, StepEvent
+from tasks.training.events import EpochEvent, FailedEvent, FinishedEvent, StartedEvent, StepEvent
 from tasks.training.launch import TrainerProcess
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 
 def test_memory_that_is_refused_is_an_outcome(trial: Callable[..., Path]) -> None:
-    config = trial(num_repeats=500)
+    config = trial(num_repeats=500, train_batch_size=1000)
     with TrainerProcess(config, config.parent, device="cpu", threads=1) as trainer:
         for event in trainer.follow():
-            if isinstance(event, StepEvent):
+            if isinstance(event, StartedEvent):
                 room = psutil.Process(trainer.pid).memory_info().vms
                 resource.prlimit(trainer.pid, resource.RLIMIT_AS, (room, room))
     assert isinstance(event, FailedEvent)
