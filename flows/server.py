@@ -28,6 +28,7 @@ def quiet_libraries(folder: Path) -> None:
         "PREFECT_HOME": str(folder),
         # What goes wrong is told by the campaign itself, in a sentence.
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",

@@ -92,7 +92,8 @@ def _cut_off(context: Context) -> tuple[int, Claim] | None:
         except NotFoundError:  # cut off between the ask and the first row: judge it as if just asked
             _accept(context, proposal, *_judge(context, proposal, skips=0))
         else:
-            progress.listener.message(f"resuming {run.run_name} after epoch {run.epochs_done}")
+            done = len(context.store.epochs(run.uid))
+            progress.listener.message(f"resuming {run.run_name} after epoch {done}")
         return claimed
     return None
 
