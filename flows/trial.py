@@ -22,7 +22,7 @@ from flows.patience import patiently
 from flows.wiring import Context, open_campaign
 from optimizer.analysis.diagnosis import diagnose_run
 from optimizer.objective import best_epoch
-from schema.errors import PixelloopError, TrialError
+from schema.errors import PixelloopError, StoreUnavailableError, TrialError
 from schema.runs import EpochResult, Outcome, RunHistory, RunStatus, TrainingRun
 from tasks.store.artifacts import settle
 from tasks.training.events import EpochEvent, FailedEvent, FinishedEvent, StartedEvent, StepEvent, WarningEvent
@@ -38,6 +38,7 @@ def trial(campaign: str, campaign_file: str, home: str, number: int) -> str:
 
     Raises:
         TrialError: the disk is full, which would end all other trials too; this one goes on when there is room.
+        StoreUnavailableError: the search's database is away and stays so.
     """
     context = open_campaign(campaign_file, home)
     run = context.store.run(campaign, number).changed(status=RunStatus.RUNNING)
@@ -54,9 +55,11 @@ def trial(campaign: str, campaign_file: str, home: str, number: int) -> str:
 
 
 def _guarded(context: Context, run: TrainingRun) -> TrainingRun:
-    """Train; what breaks is the run's end, an interrupt is not."""
+    """Train; what breaks is the run's end, an interrupt or a database that stays away is not."""
     try:
         return _train(context, run)
+    except StoreUnavailableError:
+        raise
     except PixelloopError as error:
         interrupt.raise_if_asked()
         return run.changed(outcome=Outcome.CRASHED, failure=str(error))

@@ -125,25 +125,41 @@ def test_a_worker_runs_what_prefect_yaml_deploys(prefect: Prefect, tmp_path: Pat
 
 
 @pytest.mark.e2e
-def test_cancelling_in_prefect_ends_the_trainer_which_saves_its_state(prefect: Prefect, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    prefect.run(small_campaign(tmp_path / "demo", epochs=50), home)
-    worker = prefect.start("worker", "start", "--pool", "gpu", "--prefetch-seconds", "60")
+def test_a_flow_that_is_cancelled_or_killed_leaves_no_trainer_and_is_gone_on_with(
+    prefect: Prefect, tmp_path: Path
+) -> None:
+    home, campaign = tmp_path / "home", small_campaign(tmp_path / "demo", epochs=50)
     events = home / "runs" / "demo" / "000" / "events.jsonl"
+    worker = prefect.start("worker", "start", "--pool", "gpu", "--prefetch-seconds", "60")
     try:
-        wait_for(lambda: any(isinstance(event, StepEvent) for event, _ in read_events(events)))
-        run = list(prefect.states())[-1]
-        running = psutil.Process(worker.pid).children(recursive=True)
-        assert any("tasks.training.forkserver" in process.cmdline() for process in running)
+        run, running = training(prefect, campaign, home, worker)
         prefect.cancel(run)
         wait_for(lambda: prefect.states()[run] == "CANCELLED")
-        wait_for(lambda: not any(alive(process) for process in running))
+        wait_for(lambda: not any(map(alive, running)))
+        assert isinstance([event for event, _ in read_events(events)][-1], StoppedEvent)
+        with wiring.session():
+            assert wiring.open_home(str(home)).store.run("demo", 0).status is RunStatus.INTERRUPTED
+
+        run, running = training(prefect, campaign, home, worker)
+        forked_from = next(process for process in running if "tasks.training.forkserver" in process.cmdline())
+        psutil.Process(forked_from.ppid()).kill()
+        wait_for(lambda: prefect.states()[run] == "CRASHED")
+        wait_for(lambda: not any(map(alive, running)))
     finally:
         worker.terminate()
         worker.wait(60)
-    assert isinstance([event for event, _ in read_events(events)][-1], StoppedEvent)
-    with wiring.session():
-        assert wiring.open_home(str(home)).store.run("demo", 0).status is RunStatus.INTERRUPTED
+    assert [folder.name for folder in sorted(home.glob("runs/demo/0*"))] == ["000"]
+
+
+def training(
+    prefect: Prefect, campaign: Path, home: Path, worker: subprocess.Popen[bytes]
+) -> tuple[str, list[psutil.Process]]:
+    """Run the deployment until it trains: the flow run, and the processes of the worker."""
+    events = home / "runs" / "demo" / "000" / "events.jsonl"
+    before = sum(1 for _ in read_events(events))
+    prefect.run(campaign, home)
+    wait_for(lambda: any(isinstance(e, StepEvent) for e, _ in list(read_events(events))[before:]))
+    return list(prefect.states())[-1], psutil.Process(worker.pid).children(recursive=True)
 
 
 def wait_for(moment: Callable[[], bool], seconds: float = 300) -> None:

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from optimizer.space import Space
 from optimizer.study import CampaignStudy
-from schema.errors import ConfigError, NotFoundError, TrialError
+from schema.errors import ConfigError, NotFoundError, StoreUnavailableError, TrialError
 from schema.findings import Decision, GateVerdict
 from schema.parameters import Parameters
 from schema.runs import Outcome
@@ -219,6 +219,12 @@ def test_a_database_of_others_is_waited_for(postgres: EmbeddedPostgres) -> None:
     somebody.start()
     assert study.ask().number == 0
     somebody.join()
+    postgres.stop()
+    study.storage.engine.dispose()
+    hopeless = patient_connect(url, lambda: wait_for_server(url, patience=0.0))
+    with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+        hopeless()
+    postgres.start()
     study.close()
 
 
