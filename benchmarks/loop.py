@@ -33,7 +33,7 @@ from schema.runs import Outcome, TrainingRun
 _FEW, _PICTURES = 2, 8
 _SETTLED = 20  # epochs until everything that is kept once is in memory
 _TRAINER = """
-import shutil, sys, tomllib
+import shutil, sys, time, tomllib
 from pathlib import Path
 c = tomllib.loads(Path(dict(zip(sys.argv[1::2], sys.argv[2::2]))["--config_file"]).read_text("utf-8"))
 out, name, epochs = Path(c["output_dir"]), c["output_name"], c["max_train_epochs"]
@@ -41,6 +41,7 @@ out.mkdir(parents=True, exist_ok=True)
 print("  num epochs / : %d" % epochs)
 print("  total optimization steps / : %d" % epochs)
 for epoch in range(1, epochs + 1):
+    time.sleep(SECONDS)
     print("epoch %d/%d" % (epoch, epochs), flush=True)
     sys.stderr.write("\\rsteps: 100%%|##| %d/%d [00:01<00:01,  4.62s/it, avr_loss=0.1]" % (epoch, epochs))
     file = out / (name + ("" if epoch == epochs else "-%06d" % epoch) + ".safetensors")
@@ -57,6 +58,7 @@ trainer = "sd-scripts"
 sd_scripts = "{checkout}"
 sd_scripts_python = "{python}"
 sampler = "random"
+parallel = {parallel}
 [budget]
 trials = {trials}
 [search]
@@ -73,7 +75,8 @@ enabled = false
 class Night:
     """A home in which campaigns with the idle trainer run."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, seconds: float = 0.0) -> None:
+        """Args: seconds: that the trainer sleeps each epoch."""
         lay_out(folder / "demo")
         for extra in sorted((folder / "demo" / "portraits").iterdir())[2 * _PICTURES :]:
             extra.unlink()
@@ -82,10 +85,12 @@ class Night:
         (folder / "demo" / "prompts.toml").write_text(prompts[:first].replace("steps = 15", "steps = 2"))
         self.folder, self._checkout = folder, folder / "trainer"
         self._checkout.mkdir()
-        (self._checkout / "train_network.py").write_text(textwrap.dedent(_TRAINER), "utf-8")
+        (self._checkout / "train_network.py").write_text(
+            textwrap.dedent(_TRAINER).replace("SECONDS", str(seconds)), "utf-8"
+        )
 
-    def campaign(self, name: str, trials: int, epochs: int) -> Path:
-        """Write a campaign of so many trials of so many epochs."""
+    def campaign(self, name: str, trials: int, epochs: int, parallel: int = 1) -> Path:
+        """Write a campaign of so many trials of so many epochs, `parallel` at a time."""
         down = torch.full((2, 64), 1e-3)
         state = {f"{_LAYER}.lora_down.weight": down, f"{_LAYER}.lora_up.weight": torch.full((64, 2), 1e-3),
                  f"{_LAYER}.alpha": torch.tensor(2.0)}  # fmt: skip
@@ -95,7 +100,7 @@ class Night:
         path.write_text(
             _CAMPAIGN.format(
                 name=name, demo=self.folder / "demo", checkout=self._checkout, python=sys.executable, trials=trials,
-                epochs=epochs,
+                epochs=epochs, parallel=parallel,
             )
         )  # fmt: skip
         return path

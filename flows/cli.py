@@ -239,7 +239,7 @@ app.command()(ab)
 
 
 def main() -> NoReturn:
-    """Entry point: errors of ours are one sentence and exit code 2, Ctrl-C is 130."""
+    """Entry point: errors of ours and of the disk are one sentence and exit code 2, Ctrl-C is 130."""
     from flows.server import quiet_libraries
 
     quiet_libraries(Path.home() / ".prefect")
@@ -248,19 +248,28 @@ def main() -> NoReturn:
     except PixelloopError as error:
         err.print(f"[red]pixelloop:[/] {error}", soft_wrap=True, highlight=False)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        err.print(f"[red]pixelloop:[/] {error.filename}: {error.strerror}", soft_wrap=True, highlight=False)
+        sys.exit(2)
     sys.exit(0)
 
 
 def _run_campaign(campaign_file: Path, home: Path, trials: int | None) -> None:
     """Start everything a campaign needs, run it, and say where the results are."""
     from schema.campaign import load_campaign
+    from schema.settings import Settings
+    from tasks.gpus import pick_device
     from tasks.home import Home
 
-    name = load_campaign(campaign_file).campaign.name  # wrong files are told before anything is started
+    name = load_campaign(campaign_file).campaign.name  # what is wrong is told before anything is started
+    pick_device(Settings().device)
     with served_home(home, out, f"{program()} resume --home {home}"):
         from flows.campaign import campaign
+        from flows.patience import patiently
 
-        campaign(str(campaign_file.resolve()), str(Home.at(home).root), trials)
+        patiently(lambda: campaign(str(campaign_file.resolve()), str(Home.at(home).root), trials))
     status(home=home, campaign=name)
     _closing_words(home, name)
 

@@ -64,13 +64,15 @@ def served_home(home: Path, console: Console, go_on: str) -> Iterator[None]:
         progress.listener = listener
         listener.message(f"pixelloop in [bold]{home}[/]: starting database and Prefect server")
         services = wiring.open_home(str(home))
-        with prefect_server(Home.at(home).prefect, services.prefect_url) as url:
+        with prefect_server(Home.at(home).prefect, services.prefect_url, revive=services.revive) as url:
             listener.message(f"Prefect: {url.removesuffix('/api')}   dashboard: {program()} dashboard --home {home}")
+            from prefect.exceptions import TerminationSignal  # Prefect only now, with its address set
+
             try:
                 yield
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, TerminationSignal):
                 listener.message(f"interrupted; go on with: [bold]{go_on}[/]")
-                raise
+                raise KeyboardInterrupt from None
 
 
 def program() -> str:

@@ -120,7 +120,7 @@ def _device() -> str:
     """The device of the settings; its CPU threads are set as well."""
     import torch
 
-    from flows.wiring import pick_device
+    from tasks.gpus import pick_device
 
     settings = Settings()
     torch.set_num_threads(settings.threads)

@@ -92,9 +92,10 @@ def _run(change: Change, state: _State, home: HomeOption, campaign: str | None, 
 
     name = f" --campaign {campaign}" if campaign else ""
     with served_home(home, console, f"{program()} test '{change}' --home {home}{name}"):
-        from flows.campaign import experiment
+        from flows.experiment import experiment
+        from flows.patience import patiently
 
-        experiment(state.file, str(Home.at(home).root), str(change), state.worth)
+        patiently(lambda: experiment(state.file, str(Home.at(home).root), str(change), state.worth))
 
 
 def _as_json(state: _State) -> dict[str, object]:

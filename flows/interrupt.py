@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment.
+"""Ctrl-C, or SIGTERM, at any moment.
 
 An interrupt that hits Prefect while it starts a task or a flow comes out of it as an ordinary error. So it is written
 down where it arrives, and whoever would take an error for a failure of the trial asks here first.
@@ -13,10 +13,14 @@ _asked = False
 
 
 def listen() -> None:
-    """Take Ctrl-C's signal, also where a shell that starts programs in the background has switched it off."""
+    """Take Ctrl-C's signal, also where a shell that starts programs in the background has switched it off.
+
+    SIGTERM is taken in the same way, but while a flow runs it is Prefect that takes it, for a `TerminationSignal`.
+    """
     global _asked
     _asked = False
-    signal.signal(signal.SIGINT, _on_sigint)
+    signal.signal(signal.SIGINT, _on_signal)
+    signal.signal(signal.SIGTERM, _on_signal)
 
 
 def raise_if_asked() -> None:
@@ -25,7 +29,7 @@ def raise_if_asked() -> None:
         raise KeyboardInterrupt
 
 
-def _on_sigint(number: int, frame: FrameType | None) -> None:
+def _on_signal(number: int, frame: FrameType | None) -> None:
     global _asked
     _asked = True
     signal.default_int_handler(number, frame)

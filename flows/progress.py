@@ -70,6 +70,22 @@ class LogListener:
         logger.info("trial %s: %s", run.run_name, describe(run))
 
 
+class LineListener(LogListener):
+    """A line for each thing that is done: for processes whose words another one passes on."""
+
+    def message(self, text: str) -> None:
+        """Print the text."""
+        print(text, flush=True)
+
+    def refused(self, number: int, verdict: GateVerdict) -> None:
+        """Print the reason."""
+        self.message(f"[yellow]refused[/] proposal {number}: {verdict.reason}")
+
+    def trial_finished(self, run: TrainingRun) -> None:
+        """Print how it went."""
+        self.message(f"{run.run_name} {describe(run)}")
+
+
 class TerminalListener:
     """One living line for the running trial, and a lasting line for each thing that is done."""
 

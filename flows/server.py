@@ -10,13 +10,16 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 
-from schema.errors import PixelloopError
+from schema.errors import PixelloopError, StoreError
+
+_LOOK = 1.0
 
 
 def quiet_libraries(folder: Path) -> None:
@@ -25,10 +28,14 @@ def quiet_libraries(folder: Path) -> None:
         "PREFECT_HOME": str(folder),
         # What goes wrong is told by the campaign itself, in a sentence.
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "TRANSFORMERS_VERBOSITY": "error",  # it asks for torchvision, which nothing here needs
+        # A server or a database that dies is back within a minute; until then nothing may fail for want of it.
+        "PREFECT_CLIENT_MAX_RETRIES": "6",
+        "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
         # The last lines would be sent when the server has already stopped.
         "PREFECT_LOGGING_TO_API_ENABLED": "false",
     }
@@ -37,14 +44,17 @@ def quiet_libraries(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def prefect_server(folder: Path, database_url: Callable[[], str], wait: float = 120) -> Iterator[str]:
-    """Use the server of PREFECT_API_URL, or start one on 127.0.0.1 and stop it at the end.
+def prefect_server(
+    folder: Path, database_url: Callable[[], str], wait: float = 120, revive: Callable[[], object] = lambda: None
+) -> Iterator[str]:
+    """Use the server of PREFECT_API_URL, or start one on 127.0.0.1, start it again if it dies, stop it at the end.
 
     Args:
         folder: Prefect's home for this server.
         database_url: gives the address of a Postgres database for it alone (SQLite locks under several
             writers); called only when a server must be started.
         wait: seconds until the server must answer.
+        revive: starts the database where it is ours and has died; called again and again.
 
     Yields:
         The address of the API.
@@ -56,51 +66,86 @@ def prefect_server(folder: Path, database_url: Callable[[], str], wait: float = 
     if given := os.environ.get("PREFECT_API_URL"):
         yield given
         return
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    process = _start(folder, database_url(), port)
+    server = _Server(folder, database_url, revive)
     try:
-        _wait_until_healthy(process, url, wait, folder / "server.log")
-        os.environ["PREFECT_API_URL"] = url
-        yield url
+        server.start()
+        server.wait_until_healthy(wait)
+        os.environ["PREFECT_API_URL"] = server.url
+        with server.watched():
+            yield server.url
     finally:
         os.environ.pop("PREFECT_API_URL", None)
-        _end(process)
+        server.end()
 
 
-def _start(folder: Path, database_url: str, port: int) -> subprocess.Popen[bytes]:
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = {
-        **os.environ,
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": database_url.replace("postgresql://", "postgresql+asyncpg://"),
-        # Slots of a killed flow come free again only with leases on disk.
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (folder / "server.log").open("ab") as log:
-        # A session of its own: Ctrl-C must reach the campaign first, which still has things to write.
-        return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+class _Server:
+    """A server's process at one port for as long as it is wanted."""
 
+    def __init__(self, folder: Path, database_url: Callable[[], str], revive: Callable[[], object]) -> None:
+        self._folder, self._database_url, self._revive = folder, database_url, revive
+        self._port, self._log = _free_port(), folder / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"http://127.0.0.1:{self._port}/api"
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, wait: float, log: Path) -> None:
-    deadline = time.monotonic() + wait
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/health", timeout=2).is_success:
-                return
-        time.sleep(0.3)
-    raise PixelloopError(f"the Prefect server did not start within {wait:.0f} s: see {log}")
+    def start(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        address = self._database_url().replace("postgresql://", "postgresql+asyncpg://")
+        environment = {
+            **os.environ,
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": address,
+            # Slots of a killed flow come free again only with leases on disk.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        }
+        words = ["server", "start", "--host", "127.0.0.1", "--port", str(self._port)]
+        with self._log.open("ab") as log:
+            # A session of its own: Ctrl-C must reach the campaign first, which still has things to write.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "flows.served", *words], env=environment, stdin=subprocess.PIPE, stdout=log,
+                stderr=log, start_new_session=True,
+            )  # fmt: skip
 
+    def wait_until_healthy(self, wait: float) -> None:
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline and self._alive():
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/health", timeout=2).is_success:
+                    return
+            time.sleep(0.3)
+        raise PixelloopError(f"the Prefect server did not start within {wait:.0f} s: see {self._log}")
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Start server and database again whenever they die; Prefect's clients ask again for two minutes."""
+        ended = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(ended,), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+    def _watch(self, ended: threading.Event) -> None:
+        while not ended.wait(_LOOK):
+            with contextlib.suppress(StoreError, OSError):  # it is tried again soon
+                self._revive()
+                if not self._alive():
+                    self.start()
+
+    def end(self) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
 
 def _free_port() -> int:

@@ -6,23 +6,26 @@ leaves out the epochs that were already measured.
 
 from __future__ import annotations
 
+import errno
 import time
 import traceback
 from datetime import UTC, datetime
 
 from prefect import flow
+from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows import interrupt, progress
 from flows.data import audited
 from flows.epoch import epoch
+from flows.patience import patiently
 from flows.wiring import Context, open_campaign
 from optimizer.analysis.diagnosis import diagnose_run
 from optimizer.objective import best_epoch
-from schema.errors import PixelloopError
+from schema.errors import PixelloopError, StoreUnavailableError, TrialError
 from schema.runs import EpochResult, Outcome, RunHistory, RunStatus, TrainingRun
 from tasks.store.artifacts import settle
-from tasks.training.events import EpochEvent, FailedEvent, FinishedEvent, StartedEvent, StepEvent
+from tasks.training.events import EpochEvent, FailedEvent, FinishedEvent, StartedEvent, StepEvent, WarningEvent
 from tasks.training.launch import TrainerProcess
 
 
@@ -32,27 +35,39 @@ def trial(campaign: str, campaign_file: str, home: str, number: int) -> str:
 
     Returns:
         The outcome. A failing trial is an outcome, never an error: a night goes on.
+
+    Raises:
+        TrialError: the disk is full, which would end all other trials too; this one goes on when there is room.
+        StoreUnavailableError: the search's database is away and stays so.
     """
     context = open_campaign(campaign_file, home)
     run = context.store.run(campaign, number).changed(status=RunStatus.RUNNING)
     context.store.save_run(run)
     try:
         ended = _guarded(context, run)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TerminationSignal):
         context.store.save_run(run.changed(status=RunStatus.INTERRUPTED))
         raise
+    if ended.outcome is Outcome.DISK_FULL:
+        context.store.save_run(run.changed(status=RunStatus.INTERRUPTED))
+        raise TrialError(f"{run.run_name} waits: {ended.failure}")
     return _finish(context, ended)
 
 
 def _guarded(context: Context, run: TrainingRun) -> TrainingRun:
-    """Train; what breaks is the run's end, an interrupt is not."""
+    """Train; what breaks is the run's end, an interrupt or a database that stays away is not."""
     try:
         return _train(context, run)
+    except StoreUnavailableError:
+        raise
     except PixelloopError as error:
         interrupt.raise_if_asked()
         return run.changed(outcome=Outcome.CRASHED, failure=str(error))
     except Exception as error:  # noqa: BLE001 - the one boundary: whatever breaks, the night goes on
         interrupt.raise_if_asked()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            failure = f"the disk is full, {error.filename} could not be written: make room and start again"
+            return run.changed(outcome=Outcome.DISK_FULL, failure=failure)
         context.folder(run.number).traceback.write_text(traceback.format_exc())
         return run.changed(outcome=Outcome.CRASHED, failure=f"{type(error).__name__}: {error}")
 
@@ -75,6 +90,8 @@ def _train(context: Context, run: TrainingRun) -> TrainingRun:
                 if reason is not None:
                     trainer.stop()
                     return run.changed(outcome=Outcome.STOPPED_EARLY, failure=reason)
+            elif isinstance(event, WarningEvent):
+                progress.listener.message(f"[yellow]{run.run_name}[/] {event.sentence}")
             elif isinstance(event, FailedEvent):
                 return run.changed(outcome=event.outcome, failure=event.sentence)
             elif isinstance(event, FinishedEvent):
@@ -97,15 +114,17 @@ def _evaluate(context: Context, run: TrainingRun, event: EpochEvent, trainer: Tr
 def _judge(context: Context, run: TrainingRun, event: EpochEvent) -> str | None:
     # Prefect's heartbeat would hold each sync subflow open for a second after its end.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return epoch(
-            campaign=context.name,
-            campaign_file=str(context.path),
-            home=str(context.home.root),
-            number=run.number,
-            epoch_number=event.epoch,
-            checkpoint=event.checkpoint,
-            train_loss=event.loss,
-            seconds=event.seconds,
+        return patiently(
+            lambda: epoch(
+                campaign=context.name,
+                campaign_file=str(context.path),
+                home=str(context.home.root),
+                number=run.number,
+                epoch_number=event.epoch,
+                checkpoint=event.checkpoint,
+                train_loss=event.loss,
+                seconds=event.seconds,
+            )
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,13 +26,15 @@ from schema.parameters import Parameters
 from schema.prompts import PromptSuite, load_prompts
 from schema.runs import EpochResult, RunHistory, TrainingRun, run_uid
 from schema.settings import Settings
+from tasks import gpus
+from tasks.claims import Claim
 from tasks.home import Home, TrialFolder
 from tasks.store.base import CampaignRecord, Store
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
 from tasks.store.objects import LocalObjects, ObjectStore
 from tasks.store.outbox import OutboxStore
-from tasks.store.postgres import PostgresStore, patient_connect
+from tasks.store.postgres import PostgresStore, patient_connect, wait_for_server
 from tasks.store.records import RecordStore
 from tasks.store.tables import Tables
 from tasks.training.config import load_config, write_config
@@ -61,9 +64,10 @@ class Services:
         """Optuna keeps its tables in a schema of its own in the same database."""
         return self._optuna.replace("postgresql://", "postgresql+psycopg://")
 
-    def optuna_connect(self) -> Callable[[], object] | None:
-        """How Optuna connects to a server that is ours to start; None where it is not."""
-        return None if self.embedded is None else patient_connect(self._optuna, self.embedded.start)
+    def optuna_connect(self) -> Callable[[], object]:
+        """How Optuna connects: a server of ours is started, for another one it waits."""
+        revive = self.embedded.start if self.embedded is not None else lambda: wait_for_server(self._optuna)
+        return patient_connect(self._optuna, revive)
 
     @property
     def _optuna(self) -> str:
@@ -108,6 +112,11 @@ class Services:
                 return record
         raise NotFoundError(f"no campaign {name} in {self.home.root}: there is {', '.join(c.name for c in known)}")
 
+    def revive(self) -> None:
+        """Start the database again where it is ours and has died."""
+        if self.embedded is not None:
+            self.embedded.start()
+
     def close(self) -> None:
         """Let go of the trainer and of the database; the last one out stops it."""
         if self.warm is not None:
@@ -120,6 +129,8 @@ class Services:
 _homes: dict[Path, Services] = {}
 _campaigns: dict[tuple[Path, Path], Context] = {}
 _sessions: list[None] = []
+_pinned: list[tuple[Claim, str]] = []  # with the GPUs that it was chosen from
+_LOOK = 5.0
 
 
 def open_home(home: str) -> Services:
@@ -187,7 +198,7 @@ class Context:
     @property
     def device(self) -> str:
         """The device of trainer and sampler."""
-        return pick_device(self.services.settings.device)
+        return gpus.pick_device(self.services.settings.device)
 
     def folder(self, number: int) -> TrialFolder:
         """Folder of a trial."""
@@ -291,6 +302,41 @@ def _close_all() -> None:
     for services in _homes.values():
         services.close()
     _homes.clear()
+    while _pinned:
+        claim, os.environ[gpus.VISIBLE] = _pinned.pop()
+        claim.release()
+
+
+def pin_gpu(wanted: str) -> None:
+    """Make one GPU, which no other campaign has, the only one of this process; wait until one is free.
+
+    Args:
+        wanted: the device from the settings. One that is named by its number is shared.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if _pinned or gpus.pick_device(wanted) != "cuda":
+        return
+    names, told = gpus.visible(), False
+    while (taken := gpus.take(names)) is None:
+        if not told:
+            progress.listener.message(f"all GPUs ({', '.join(names)}) are taken by other campaigns: waiting for one")
+        told = True
+        time.sleep(_LOOK)
+    _pinned.append((taken[1], ",".join(names)))
+    os.environ[gpus.VISIBLE] = taken[0]
+
+
+def side_by_side(parallel: int) -> int:
+    """How many trials run at a time: as many as GPUs where the campaign says 0."""
+    wanted = _pinned[0][1].split(",") if _pinned else [""]
+    return parallel or len(wanted)
+
+
+def unpinned() -> dict[str, str]:
+    """The environment of a process that is to find a GPU of its own."""
+    return {**os.environ, **({gpus.VISIBLE: _pinned[0][1]} if _pinned else {})}
 
 
 @functools.lru_cache(maxsize=1)
@@ -298,14 +344,3 @@ def _sampler(base_model: str, device: str, threads: int) -> Sampler:
     from tasks.sampling.pipeline import Sampler  # torch: seconds that most commands can do without
 
     return Sampler(base_model, device, threads)
-
-
-def pick_device(wanted: str) -> str:
-    """The device to compute on; ``auto`` takes a GPU where there is one."""
-    if wanted != "auto":
-        return wanted
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

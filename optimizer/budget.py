@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from schema.campaign import Budget
+from schema.runs import RunHistory
 
 
 def spent(
@@ -34,6 +37,17 @@ def spent(
 def _converged(budget: Budget, trials_done: int, expected_gain: float | None) -> bool:
     known = budget.least_gain is not None and expected_gain is not None
     return known and trials_done >= budget.least_trials and (expected_gain or 0.0) < (budget.least_gain or 0.0)
+
+
+def hours_used(finished: Sequence[RunHistory]) -> float:
+    """Hours in which runs were at work; those side by side count once, pauses between them not at all."""
+    spans = sorted((h.run.started_at, h.run.finished_at) for h in finished if h.run.finished_at is not None)
+    seconds, until = 0.0, None
+    for begin, end in spans:
+        start = begin if until is None else max(begin, until)
+        seconds += max((end - start).total_seconds(), 0.0)
+        until = end if until is None else max(until, end)
+    return seconds / 3600
 
 
 def hours_allowed(budget: Budget) -> float | None:

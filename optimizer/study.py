@@ -6,9 +6,10 @@ nothing is lost by a kill.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -23,8 +24,9 @@ from optuna.distributions import (
 from optuna.exceptions import StorageInternalError
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import OperationalError
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from optimizer.proposer import CONSTRAINT, VIOLATION, Proposer
 from optimizer.space import Space
@@ -63,7 +65,7 @@ class Proposal:
 
 
 class CampaignStudy:
-    """One campaign's study. Each process opens its own; one process at a time may ask."""
+    """One campaign's study. Each process opens its own; who asks is `alone`."""
 
     def __init__(self, study: optuna.Study, storage: RDBStorage, space: Space, proposer: Proposer) -> None:
         self.study = study
@@ -132,15 +134,43 @@ class CampaignStudy:
             raise ConfigError(f"a suggested setting cannot run: {'; '.join(problems)}; change it or the search space")
         complete = suggested is not None and set(suggested) == set(self._space.names)
         drawn = {} if complete else self._proposer.draw(self._trials(), surrogate)
-        self.study.enqueue_trial({**drawn, **(suggested or {})})
-        # One write above holds all values, so a kill from here on leaves nothing half chosen.
-        trial = self.study.ask(self._space.distributions)
+        # One write holds all: a kill leaves nothing half chosen, and nobody else can take what was drawn here.
+        opened = create_trial(
+            state=TrialState.RUNNING,
+            params={**drawn, **(suggested or {})},
+            distributions=self._space.distributions,
+        )
+        trial_id = self.storage.create_new_trial(self._study_id, template_trial=opened)
+        trial = self.storage.get_trial(trial_id)
         return Proposal(trial.number, dict(trial.params))
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait for the other processes of this campaign that are in here, and keep them out; not to be nested.
+
+        A server frees what a dead process held. SQLite has no such lock: one process at a time must use it.
+        """
+        if self.storage.engine.dialect.name != "postgresql":
+            yield
+            return
+        key = {"name": f"pixelloop/{self.study.study_name}"}
+        with self.storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("select pg_advisory_lock(hashtextextended(:name, 0))"), key)
+            try:
+                yield
+            finally:
+                with contextlib.suppress(DBAPIError):  # gone with its server
+                    connection.execute(text("select pg_advisory_unlock(hashtextextended(:name, 0))"), key)
 
     @_once_more
     def running(self) -> list[Proposal]:
         """Trials that were asked for and have not ended, in order: what a restarted campaign goes on with."""
         return [self._reopened(t) for t in self._trials(TrialState.RUNNING)]
+
+    @_once_more
+    def is_open(self, number: int) -> bool:
+        """Whether a trial has not ended."""
+        return not self._frozen(number).state.is_finished()
 
     @_once_more
     def untried(self, settings: Sequence[Parameters]) -> list[Parameters]:

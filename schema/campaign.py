@@ -109,6 +109,7 @@ class Campaign(Frozen):
     evaluation: Literal["overlap", "pause"] = Field(
         "overlap", description="draw while the next epoch trains, or let training wait and give its memory back"
     )
+    parallel: int = Field(1, ge=0, description="trials side by side, each with a GPU of its own; 0: as many as GPUs")
     failed_quality: float = Field(20.0, ge=0, le=100, description="best quality below this counts as a failed run")
 
     @model_validator(mode="after")

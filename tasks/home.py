@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ class TrialFolder:
     def checkpoints(self) -> Path:
         """Folder of the LoRA files, one an epoch."""
         return self.root / "checkpoints"
+
+    @property
+    def claim(self) -> Path:
+        """Stands for who runs the trial: several processes may share the home."""
+        return self.root / "claim"
 
     @property
     def traceback(self) -> Path:
@@ -108,6 +114,11 @@ class Home:
         return self.root / "warm-trainer.log"
 
     @property
+    def workers_log(self) -> Path:
+        """What processes say that run trials beside the campaign's own."""
+        return self.root / "workers.log"
+
+    @property
     def outbox(self) -> Path:
         """Rows that wait for a database that is away, and those that it refused."""
         return self.root / "outbox"
@@ -145,13 +156,18 @@ class Home:
 def copy_atomically(source: Path, target: Path) -> None:
     """Copy a file so that the target is never seen half-written."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
+    part = _part(target)
     shutil.copyfile(source, part)
     part.replace(target)
 
 
 def replace_text(path: Path, text: str) -> Path:
     """Write a text file so that it is never seen half-written."""
-    part = path.with_name(path.name + ".part")
+    part = _part(path)
     part.write_text(text, encoding="utf-8")
     return part.replace(path)
+
+
+def _part(path: Path) -> Path:
+    """Where a file grows; each process has its own."""
+    return path.with_name(f"{path.name}.{os.getpid()}.part")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -99,16 +101,33 @@ class PostgresTables:
 
 
 def patient_connect(url: str, revive: Callable[[], object]) -> Callable[[], psycopg.Connection[Any]]:
-    """What connects to a server of our own, and starts it again first where it has died."""
+    """What connects to a server, and where it does not answer revives it first, or waits for it.
+
+    The function raises StoreUnavailableError where that is in vain.
+    """
 
     def connect() -> psycopg.Connection[Any]:
+        with contextlib.suppress(psycopg.OperationalError):
+            return psycopg.connect(url, connect_timeout=10)
+        revive()
         try:
             return psycopg.connect(url, connect_timeout=10)
-        except psycopg.OperationalError:
-            revive()
-            return psycopg.connect(url, connect_timeout=10)
+        except psycopg.OperationalError as error:
+            raise StoreUnavailableError(f"the database cannot be reached: {_first_line(error)}") from error
 
     return connect
+
+
+def wait_for_server(url: str, patience: float = 600.0) -> None:
+    """Wait until a server answers that somebody else has to start, or `patience` seconds."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        try:
+            psycopg.connect(url, connect_timeout=10).close()
+        except psycopg.OperationalError:
+            time.sleep(1.0)
+        else:
+            return
 
 
 class PostgresStore(RecordStore):

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import io
 import os
+import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,10 @@ def write_whole(path: Path, data: bytes) -> None:
     """
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        part.write_bytes(data)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the name without the content
         part.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -69,16 +74,31 @@ def _hashes(file: bytes) -> dict[str, str]:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the training state, complete or not at all."""
+    """Write the training state, complete or not at all; the one before stays beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = io.BytesIO()
     torch.save(dict(state), data)
+    with contextlib.suppress(FileNotFoundError):
+        path.replace(_before(path))
     write_whole(path, data.getvalue())
 
 
-def load_state(path: Path) -> dict[str, Any] | None:
-    """The training state, or None where training starts anew."""
-    if not path.exists():
-        return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+def load_state(path: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The newest training state that can be read.
+
+    Returns:
+        The state, None where training starts anew; and a sentence where a file could not be read.
+    """
+    trouble = None
+    for file in (path, _before(path)):
+        if not file.exists():
+            continue
+        with contextlib.suppress(OSError, RuntimeError, pickle.UnpicklingError):
+            if zipfile.is_zipfile(file):  # what torch saves; on anything else its reader stumbles in many ways
+                return torch.load(file, map_location="cpu", weights_only=True), trouble
+        trouble = f"{file} is broken: training goes on from the state before"
+    return None, trouble
+
+
+def _before(path: Path) -> Path:
+    return path.with_suffix(".before" + path.suffix)

@@ -14,6 +14,9 @@ from schema.base import Frozen
 from schema.parameters import Parameters
 from schema.runs import Outcome
 
+NO_ROOM = 74
+"""Exit code of a trainer whose disk is too full even for an event."""
+
 
 class StartedEvent(Frozen):
     """Training begins, or goes on after `step` steps."""

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from schema.runs import Outcome
 from tasks.training.events import (
+    NO_ROOM,
     EpochEvent,
     Event,
     FailedEvent,
     FinishedEvent,
     StepEvent,
     StoppedEvent,
+    WarningEvent,
     read_events,
     write_event,
 )
@@ -55,6 +57,7 @@ class TrainerProcess:
         self._process: subprocess.Popen[bytes] | Fork | None = None
         self._earlier = 0
         self._told_to_stop = False
+        self._died_after = -1
 
     def __enter__(self) -> TrainerProcess:
         self._begin()
@@ -73,7 +76,8 @@ class TrainerProcess:
         """Events until the trainer has ended, first the epochs of earlier attempts, each epoch once.
 
         A trainer that dies without a word is reported as a failure, with the last line of its log. One that was
-        forked from a warm process and dies with that, or before its first word, is started again by itself.
+        forked from a warm process and dies with that, or before its first word, is started again by itself; so is
+        one that a signal ended, which may have been meant for the whole machine, once for each epoch it gets further.
         """
         seen: set[int] = set()
         last: tuple[int, Event] | None = None
@@ -98,9 +102,14 @@ class TrainerProcess:
                 return
             if not alive and not self._alive():  # it may have been resumed meanwhile
                 final = last[1] if last is not None and last[0] > self._earlier else None
-                if not self._may_try_cold(final):
+                if self._may_try_cold(final):
+                    self._begin()
+                elif self._may_go_on(final, len(seen)):
+                    sentence = f"{self._death().sentence}; it goes on from its last state"
+                    self._begin()
+                    write_event(self._events, WarningEvent(sentence=sentence))
+                else:
                     break
-                self._begin()
             time.sleep(_POLL)
         if not isinstance(final, FailedEvent | FinishedEvent | StoppedEvent):
             yield self._death()
@@ -156,6 +165,15 @@ class TrainerProcess:
             return True
         return False
 
+    def _may_go_on(self, final: Event | None, epochs: int) -> bool:
+        """Whether a trainer that was ended from outside is started again."""
+        code = self._process.returncode if self._process is not None else None
+        from_outside = isinstance(final, StoppedEvent) or (code is not None and code < 0)
+        if self._told_to_stop or isinstance(final, FailedEvent | FinishedEvent) or not from_outside:
+            return False
+        again, self._died_after = epochs == self._died_after, epochs
+        return not again
+
     def _alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
@@ -169,6 +187,9 @@ class TrainerProcess:
 
     def _death(self) -> FailedEvent:
         code = self._process.returncode if self._process is not None else None
+        if code == NO_ROOM:
+            sentence = f"the disk is full, {self._events} could not be written: make room and start again"
+            return FailedEvent(outcome=Outcome.DISK_FULL, sentence=sentence)
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             hint = ", often for want of memory" if name == "SIGKILL" else ""

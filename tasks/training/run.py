@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from schema.errors import BadDataError, DivergedError, PixelloopError
+from schema.errors import BadDataError, DivergedError, PixelloopError, TrialError
 from schema.runs import Outcome
+from tasks.claims import Claim
 from tasks.training.config import TrainingConfig, load_config
-from tasks.training.events import FailedEvent, WarningEvent, write_event
+from tasks.training.events import NO_ROOM, FailedEvent, WarningEvent, write_event
 from tasks.training.kohya import options_of, read_kohya
 
 if TYPE_CHECKING:
     from tasks.training.models import BaseModel
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_EARLIER = 60.0  # seconds that an earlier trainer may take to end
 
 
 def run(config: Path, device: str, threads: int, model: BaseModel | None = None) -> int:
@@ -25,7 +31,8 @@ def run(config: Path, device: str, threads: int, model: BaseModel | None = None)
         model: the base model of the configuration where it is loaded already.
 
     Returns:
-        0 finished or stopped with its state saved, 1 failed (the last event says how), 2 the configuration is wrong.
+        0 finished or stopped with its state saved, 1 failed (the last event says how), 2 the configuration is wrong,
+        `NO_ROOM` the disk is full and no event could be written.
     """
     return _run(lambda: load_config(config), config.parent, device, threads, model)
 
@@ -69,14 +76,14 @@ def _run(read: Callable[[], TrainingConfig], folder: Path, device: str, threads:
         settings = read()
         from tasks.training.trainer import Trainer
 
-        Trainer(settings, folder, torch.device(device), model).run()
+        with _alone(folder):
+            Trainer(settings, folder, torch.device(device), model).run()
     except DivergedError as error:
         return _fail(events, Outcome.DIVERGED, str(error))
     except BadDataError as error:
         return _fail(events, Outcome.BAD_DATA, str(error))
     except PixelloopError as error:
-        _fail(events, Outcome.CRASHED, str(error))
-        return 2
+        return max(_fail(events, Outcome.CRASHED, str(error)), 2)
     except (OSError, MemoryError, RuntimeError) as error:
         outcome, sentence = _judge(error, device, folder)
         if outcome is Outcome.CRASHED and not isinstance(error, OSError):
@@ -85,11 +92,27 @@ def _run(read: Callable[[], TrainingConfig], folder: Path, device: str, threads:
     return 0
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for the trainer of an earlier attempt, whose parent is dead and which still saves its state.
+
+    Raises:
+        TrialError: it does not end.
+    """
+    until = time.monotonic() + _EARLIER
+    while (claim := Claim.take(folder / "trainer.claim")) is None:
+        if time.monotonic() > until:
+            raise TrialError(f"another trainer works in {folder}: end it, then start again")
+        time.sleep(0.1)
+    with claim:
+        yield
+
+
 def _judge(error: Exception, device: str, folder: Path) -> tuple[Outcome, str]:
     """What the machine lacked, in one sentence."""
     if isinstance(error, OSError):
         place = error.filename or folder
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             return Outcome.DISK_FULL, f"the disk is full, {place} could not be written: make room and start again"
         return Outcome.CRASHED, f"{error.strerror or error}: {place}"
     first = (str(error).splitlines() or [""])[0]
@@ -101,6 +124,9 @@ def _judge(error: Exception, device: str, folder: Path) -> tuple[Outcome, str]:
 
 
 def _fail(events: Path, outcome: Outcome, sentence: str) -> int:
-    print(f"pixelloop: {sentence}", file=sys.stderr)
-    write_event(events, FailedEvent(outcome=outcome, sentence=sentence))
+    try:
+        print(f"pixelloop: {sentence}", file=sys.stderr)
+        write_event(events, FailedEvent(outcome=outcome, sentence=sentence))
+    except OSError as error:  # a full disk has no room for words, and may be what all else came from
+        return NO_ROOM if error.errno in _FULL else 1
     return 1

@@ -387,7 +387,9 @@ class Trainer:
         save_state(self._state_file, state)
 
     def _resume(self) -> None:
-        state = load_state(self._state_file)
+        state, trouble = load_state(self._state_file)
+        if trouble is not None:
+            self._tell(WarningEvent(sentence=trouble))
         if state is None:
             return
         if changed := [n for n, v in self.config.parameters.items() if state["parameters"].get(n) != v]:

@@ -7,10 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import pytest
 import yaml
@@ -18,7 +21,10 @@ from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
 
 from demo.workspace import lay_out
+from flows import wiring
 from flows.server import prefect_server
+from schema.runs import RunStatus
+from tasks.training.events import StepEvent, StoppedEvent, read_events
 
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())[
     "deployments"
@@ -39,45 +45,132 @@ def test_flows_are_deployed_by_module_so_that_no_second_copy_is_loaded(deploymen
     assert flow is getattr(flows.campaign, deployment["name"])
 
 
-Prefect = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def prefect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prefect]:
+@dataclass(frozen=True)
+class Prefect:
     """The prefect command, against a server of the test's own, in a folder that holds prefect.yaml alone."""
-    folder = tmp_path / "checkout"
-    folder.mkdir()
-    shutil.copy(Path(__file__).parents[2] / "prefect.yaml", folder)
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "WARNING")
-    with prefect_server(tmp_path / "prefect", lambda: f"sqlite+aiosqlite:///{tmp_path}/prefect.db", wait=240) as url:
 
-        def run(*words: str) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
-            environment = {**os.environ, "PREFECT_API_URL": url, "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=480)
-            assert done.returncode == 0, done.stdout + done.stderr
-            return done
+    folder: Path
+    url: str
 
-        yield run
+    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self._command(words), cwd=self.folder, env=self._environment, capture_output=True, text=True, timeout=480
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command(words), cwd=self.folder, env=self._environment)
+
+    def run(self, campaign: Path, home: Path) -> None:
+        self("deployment", "run", "campaign/campaign", "-p", f"campaign_file={campaign}", "-p", f"home={home}")
+
+    def states(self) -> dict[str, str]:
+        """State of each campaign by its id, the oldest first."""
+        found = httpx.post(f"{self.url}/flow_runs/filter", json={"sort": "EXPECTED_START_TIME_ASC"}).json()
+        return {run["id"]: run["state_type"] for run in found if run["deployment_id"] is not None}
+
+    def cancel(self, run: str) -> None:
+        """What the button in Prefect's UI does."""
+        state = {"type": "CANCELLING", "name": "Cancelling"}
+        httpx.post(f"{self.url}/flow_runs/{run}/set_state", json={"state": state}).raise_for_status()
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "PREFECT_API_URL": self.url, "OMP_NUM_THREADS": "1", "PREFECT_WORKER_QUERY_SECONDS": "2"}
+
+    @staticmethod
+    def _command(words: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-m", "prefect", "--no-prompt", *words]
+
+
+@pytest.fixture(scope="module")
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
+    """As the docs say: a work pool is made and everything deployed."""
+    folder = tmp_path_factory.mktemp("deployed")
+    (folder / "checkout").mkdir()
+    shutil.copy(Path(__file__).parents[2] / "prefect.yaml", folder / "checkout")
+    database = f"sqlite+aiosqlite:///{folder}/prefect.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(folder / "prefect"))
+        patch.setenv("PREFECT_LOGGING_LEVEL", "WARNING")
+        with prefect_server(folder / "prefect", lambda: database, wait=240) as url:
+            deployed = Prefect(folder / "checkout", url)
+            deployed("work-pool", "create", "gpu", "--type", "process")
+            deployed("deploy", "--all")
+            yield deployed
+
+
+def small_campaign(folder: Path, epochs: int) -> Path:
+    campaign = lay_out(folder)
+    text = campaign.read_text()
+    for old, new in (("trials = 8", "trials = 1"), ("max_train_epochs = 5", f"max_train_epochs = {epochs}")):
+        assert old in text
+        text = text.replace(old, new)
+    campaign.write_text(text.replace("low = 1e-5, high = 1e-1", "low = 1e-3, high = 5e-3"))
+    for extra in sorted((folder / "portraits").iterdir())[48:]:
+        extra.unlink()
+    return campaign
 
 
 @pytest.mark.e2e
 def test_a_worker_runs_what_prefect_yaml_deploys(prefect: Prefect, tmp_path: Path) -> None:
-    campaign = lay_out(tmp_path / "demo")
-    text = campaign.read_text()
-    for old, new in (("trials = 8", "trials = 1"), ("max_train_epochs = 5", "max_train_epochs = 1")):
-        assert old in text
-        text = text.replace(old, new)
-    campaign.write_text(text.replace("low = 1e-5, high = 1e-1", "low = 1e-3, high = 5e-3"))
-    for extra in sorted((tmp_path / "demo" / "portraits").iterdir())[48:]:
-        extra.unlink()
-    prefect("work-pool", "create", "gpu", "--type", "process")
-    prefect("deploy", "--all")
     home = tmp_path / "home"
-    prefect("deployment", "run", "campaign/campaign", "-p", f"campaign_file={campaign}", "-p", f"home={home}")
+    prefect.run(small_campaign(tmp_path / "demo", epochs=1), home)
     prefect("worker", "start", "--pool", "gpu", "--run-once", "--prefetch-seconds", "60")
     assert (home / "report-demo.html").exists()
     assert (home / "best-demo.safetensors").exists()
     left = [p for p in psutil.process_iter(["cmdline"]) if str(home) in " ".join(p.info["cmdline"] or [])]
     assert left == []
+
+
+@pytest.mark.e2e
+def test_a_flow_that_is_cancelled_or_killed_leaves_no_trainer_and_is_gone_on_with(
+    prefect: Prefect, tmp_path: Path
+) -> None:
+    home, campaign = tmp_path / "home", small_campaign(tmp_path / "demo", epochs=50)
+    events = home / "runs" / "demo" / "000" / "events.jsonl"
+    worker = prefect.start("worker", "start", "--pool", "gpu", "--prefetch-seconds", "60")
+    try:
+        run, running = training(prefect, campaign, home, worker)
+        prefect.cancel(run)
+        wait_for(lambda: prefect.states()[run] == "CANCELLED")
+        wait_for(lambda: not any(map(alive, running)))
+        assert isinstance([event for event, _ in read_events(events)][-1], StoppedEvent)
+        with wiring.session():
+            assert wiring.open_home(str(home)).store.run("demo", 0).status is RunStatus.INTERRUPTED
+
+        run, running = training(prefect, campaign, home, worker)
+        forked_from = next(process for process in running if "tasks.training.forkserver" in process.cmdline())
+        psutil.Process(forked_from.ppid()).kill()
+        wait_for(lambda: prefect.states()[run] == "CRASHED")
+        wait_for(lambda: not any(map(alive, running)))
+    finally:
+        worker.terminate()
+        worker.wait(60)
+    assert [folder.name for folder in sorted(home.glob("runs/demo/0*"))] == ["000"]
+
+
+def training(
+    prefect: Prefect, campaign: Path, home: Path, worker: subprocess.Popen[bytes]
+) -> tuple[str, list[psutil.Process]]:
+    """Run the deployment until it trains: the flow run, and the processes of the worker."""
+    events = home / "runs" / "demo" / "000" / "events.jsonl"
+    before = sum(1 for _ in read_events(events))
+    prefect.run(campaign, home)
+    wait_for(lambda: any(isinstance(e, StepEvent) for e, _ in list(read_events(events))[before:]))
+    return list(prefect.states())[-1], psutil.Process(worker.pid).children(recursive=True)
+
+
+def wait_for(moment: Callable[[], bool], seconds: float = 300) -> None:
+    until = time.monotonic() + seconds
+    while not moment():
+        assert time.monotonic() < until, "it does not happen"
+        time.sleep(0.2)
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -11,10 +11,12 @@ from flows import interrupt
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    handler = signal.getsignal(signal.SIGINT)
+    numbers = signal.SIGINT, signal.SIGTERM
+    handlers = [signal.getsignal(number) for number in numbers]
     yield
     interrupt.listen()  # forgets
-    signal.signal(signal.SIGINT, handler)
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
 
 
 def test_an_interrupt_that_a_library_turns_into_an_error_is_still_known() -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from pydantic import ValidationError
 
-from optimizer.budget import hours_left, spent
+from optimizer.budget import hours_left, hours_used, spent
 from schema.campaign import Budget
+from schema.runs import RunHistory
+from tests.optimizer.worlds import START, a_run
 
 BUDGET = Budget(trials=10, hours=8.0, target_quality=75.0)
 
@@ -29,6 +33,17 @@ def test_time_left_is_bounded_by_trials_and_by_hours() -> None:
     assert hours_left(BUDGET, 5, 2.0) == pytest.approx(2.0)
     assert hours_left(BUDGET, 5, 6.0) == pytest.approx(2.0)
     assert hours_left(Budget(trials=10), 5, 6.0) == pytest.approx(6.0)
+
+
+def test_runs_side_by_side_take_their_time_once() -> None:
+    def ran(begin: float, end: float) -> RunHistory:
+        history = a_run(0, {}, 50.0)
+        hours = {"started_at": START + timedelta(hours=begin), "finished_at": START + timedelta(hours=end)}
+        return RunHistory(run=history.run.changed(**hours), epochs=history.epochs)
+
+    assert hours_used([]) == 0.0
+    assert hours_used([ran(0, 2), ran(1, 3), ran(1.5, 2), ran(5, 6)]) == pytest.approx(4.0)
+    assert hours_used([ran(0, 2), ran(4, 1)]) == pytest.approx(2.0)  # the clock was set back
 
 
 def test_money_is_hours_at_the_price_of_the_gpu() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,12 @@ from optuna.trial import TrialState
 
 from optimizer.space import Space
 from optimizer.study import CampaignStudy
-from schema.errors import ConfigError, NotFoundError, TrialError
+from schema.errors import ConfigError, NotFoundError, StoreUnavailableError, TrialError
 from schema.findings import Decision, GateVerdict
 from schema.parameters import Parameters
 from schema.runs import Outcome
 from tasks.store.embedded import EmbeddedPostgres
-from tasks.store.postgres import patient_connect
+from tasks.store.postgres import patient_connect, wait_for_server
 from tests.optimizer.worlds import a_run, random_runs, space_of
 
 SPACE = space_of()
@@ -206,3 +208,42 @@ def test_a_database_that_dies_between_two_reports_is_started_again(postgres: Emb
     study.finish(number, Outcome.OK, 60.0)
     assert study.study.trials[0].intermediate_values == {1: 50.0, 2: 60.0}
     study.close()
+
+
+def test_a_database_of_others_is_waited_for(postgres: EmbeddedPostgres) -> None:
+    url = postgres.ensure_database("others")
+    connect = patient_connect(url, lambda: wait_for_server(url))
+    study = CampaignStudy.open("night", url.replace("://", "+psycopg://"), SPACE, "random", 0, connect)
+    postgres.stop()
+    somebody = threading.Timer(1.5, postgres.start)
+    somebody.start()
+    assert study.ask().number == 0
+    somebody.join()
+    postgres.stop()
+    study.storage.engine.dispose()
+    hopeless = patient_connect(url, lambda: wait_for_server(url, patience=0.0))
+    with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+        hopeless()
+    postgres.start()
+    study.close()
+
+
+def test_processes_that_ask_alone_share_a_study_without_twins(postgres_url: str) -> None:
+    url = postgres_url.replace("postgresql://", "postgresql+psycopg://") + "?options=-csearch_path%3Doptuna"
+    CampaignStudy.open("shared", url, SPACE, "random", 0).close()
+
+    def worker(number: int) -> list[Parameters]:
+        study, found = CampaignStudy.open("shared", url, SPACE, "random", 0), []
+        for turn in range(5):
+            with study.alone():
+                wanted = {**COMPLETE, "network_dim": 20 + number} if turn == 2 else None
+                proposal = study.ask(wanted)
+            assert wanted is None or proposal.parameters == wanted
+            found.append(proposal.parameters)
+            study.finish(proposal.number, Outcome.OK, 50.0)
+        study.close()
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = [parameters for found in pool.map(worker, range(4)) for parameters in found]
+    assert len({str(sorted(parameters.items())) for parameters in asked}) == 20

@@ -16,7 +16,16 @@ from safetensors.torch import load_file
 from schema.parameters import ParameterValue
 from schema.runs import Outcome
 from tasks.training import launch
-from tasks.training.events import EpochEvent, Event, FailedEvent, FinishedEvent, StartedEvent, StepEvent, StoppedEvent
+from tasks.training.events import (
+    EpochEvent,
+    Event,
+    FailedEvent,
+    FinishedEvent,
+    StartedEvent,
+    StepEvent,
+    StoppedEvent,
+    WarningEvent,
+)
 from tasks.training.launch import TrainerProcess
 
 Trial = Callable[..., Path]
@@ -139,15 +148,47 @@ def test_divergence_is_an_outcome_with_a_sentence(trial: Trial) -> None:
     assert "learning_rate" in failed.sentence
 
 
-def test_a_killed_trainer_is_reported_as_crashed(trial: Trial) -> None:
-    config = trial(max_train_epochs=1000)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_trainer_that_is_ended_from_outside_goes_on_from_its_last_state(trial: Trial, number: signal.Signals) -> None:
+    straight, killed = trial("straight", max_train_epochs=3), trial("killed", max_train_epochs=3)
+    run(straight)
+    events = []
+    with process(killed) as trainer:
+        for event in trainer.follow():
+            events.append(event)
+            if isinstance(event, EpochEvent) and event.epoch == 1:
+                os.kill(trainer.pid, number)
+    assert kinds(events)[-1] == "finished"
+    assert [e.epoch for e in events if isinstance(e, EpochEvent)] == [1, 2, 3]
+    expected, found = (load_file(c.parent / "checkpoints" / "lora.safetensors") for c in (straight, killed))
+    assert all(torch.equal(expected[k], found[k]) for k in expected)
+
+
+def test_a_trainer_that_dies_twice_in_an_epoch_is_reported_as_crashed(trial: Trial) -> None:
+    config, warnings = trial(num_repeats=500), []
     with process(config) as trainer:
         for event in trainer.follow():
             if isinstance(event, StepEvent):
                 os.kill(trainer.pid, signal.SIGKILL)
+            warnings += [event] if isinstance(event, WarningEvent) else []
     assert isinstance(event, FailedEvent)
     assert event.outcome is Outcome.CRASHED
     assert "SIGKILL" in event.sentence
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("broken", [b"", b"torn", None])
+def test_a_state_that_cannot_be_read_costs_one_epoch(trial: Trial, broken: bytes | None) -> None:
+    straight, torn = trial("straight", max_train_epochs=3), trial("torn", max_train_epochs=3)
+    run(straight)
+    run(torn, stop_after_epoch=2)
+    state = torn.parent / "state" / "training.pt"
+    state.write_bytes(state.read_bytes()[:1000] if broken is None else broken)
+    events = run(torn)
+    assert isinstance(events[-1], FinishedEvent)
+    assert next(e.sentence for e in events if isinstance(e, WarningEvent)).startswith(str(state))
+    expected, found = (load_file(c.parent / "checkpoints" / "lora.safetensors") for c in (straight, torn))
+    assert all(torch.equal(expected[k], found[k]) for k in expected)
 
 
 def test_a_trainer_that_hangs_is_ended_and_said_to_hang(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:

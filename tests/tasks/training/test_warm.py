@@ -57,7 +57,7 @@ def test_one_after_another_they_train_as_cold_ones_do(warm: WarmTrainer, trial: 
 
 
 def test_one_that_is_killed_takes_no_other_along(warm: WarmTrainer, trial: Trial) -> None:
-    with process(trial("killed", max_train_epochs=1000), warm) as trainer:
+    with process(trial("killed", num_repeats=500), warm) as trainer:
         for event in trainer.follow():
             if isinstance(event, StepEvent):
                 os.kill(trainer.pid, signal.SIGKILL)

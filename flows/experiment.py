@@ -1,0 +1,66 @@
+"""A paired experiment: runs that differ in one parameter, until they decide whether the change brings anything."""
+
+from __future__ import annotations
+
+import contextlib
+
+from prefect import flow
+
+from flows import interrupt, progress
+from flows.wiring import Context, open_campaign, pin_gpu, session
+from flows.work import claim, run_claimed
+from optimizer.analysis.paired import LEAST_PAIRS, Change, missing, verdict_on
+from schema.errors import NotFoundError
+from schema.findings import PAIRED_TEST, Decision, GateVerdict
+from schema.parameters import Parameters
+from tasks.claims import Claim
+
+
+@flow(name="experiment", flow_run_name="{change}")
+def experiment(campaign_file: str, home: str, change: str, worth: float) -> str:
+    """Run pairs that differ in one parameter, until they decide whether the change brings anything.
+
+    Started again it first goes on with a half that was cut off. It ends without a verdict where runs bring no pair, as
+    when the trainer breaks down.
+
+    Args:
+        campaign_file: path of campaign.toml.
+        home: folder of database, runs and reports.
+        change: as ``keep_tokens 1 -> 3``.
+        worth: quality points; a change that brings fewer is refuted.
+
+    Returns:
+        The state of the verdict.
+    """
+    with session():
+        context, wanted = open_campaign(campaign_file, home), Change.parse(change)
+        pin_gpu(context.services.settings.device)
+        told, before = verdict_on(wanted, context.related(), context.space, worth), -1
+        while told.state == "running" and told.pairs > before:
+            halves = missing(wanted, context.related(), context.space, max(LEAST_PAIRS - told.pairs, 1))
+            effect = f", effect {told.effect:+.1f}" if told.pairs else ""
+            progress.listener.message(f"{change}: {told.pairs} pairs are done{effect}; {len(halves)} runs come next")
+            for half in halves:
+                interrupt.raise_if_asked()
+                claimed = _half(context, wanted, half)
+                if claimed is not None:
+                    run_claimed(context, *claimed, context.file.budget)
+            before = told.pairs
+            told = verdict_on(wanted, context.related(), context.space, worth)
+        return told.state
+
+
+def _half(context: Context, change: Change, parameters: Parameters) -> tuple[int, Claim] | None:
+    """The trial of a half: one that was cut off, or a new one, which the gate has no say in."""
+    wanted = context.space.key(parameters)
+    with context.study.alone():
+        for proposal in context.study.running():
+            with contextlib.suppress(NotFoundError):
+                if context.space.key(context.store.run(context.name, proposal.number).all_parameters) == wanted:
+                    return claim(context, proposal.number)
+        proposal = context.study.ask(context.space.searched(parameters))
+        reason = f"half of a test: {change}"
+        verdict = GateVerdict(decision=Decision.RUN, reason=reason, rule=PAIRED_TEST)
+        context.study.note(proposal.number, "tests", str(change))
+        context.store.save_run(context.new_run(proposal.number, parameters).changed(verdict=verdict))
+        return claim(context, proposal.number)

@@ -1,0 +1,199 @@
+"""The work of a campaign: trials one after another, whoever else does the same beside.
+
+Each process that works asks alone, claims its trial, and runs it. A claim ends with its process, so what one has
+left unfinished is taken up by the next that looks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from flows import interrupt, progress
+from flows.analysis import analysis
+from flows.patience import patiently
+from flows.trial import trial
+from flows.wiring import Context
+from optimizer.acquisition import expected_gain
+from optimizer.analysis.lifecycle import queue_of, refused, started
+from optimizer.budget import hours_left, hours_used, spent
+from optimizer.study import Proposal
+from schema.campaign import Budget
+from schema.errors import NotFoundError
+from schema.findings import PAIRED_TEST, Decision, GateVerdict, Hypothesis, Prediction, RefusedProposal
+from schema.parameters import Parameters
+from schema.runs import RunHistory, refusal_uid, run_uid
+from tasks.claims import Claim
+
+_LOOK = 1.0  # seconds between looks at what others do
+
+
+def work(context: Context, budget: Budget, patient: bool = True) -> str:
+    """Run trials, first those that were cut off, until the budget is spent.
+
+    Args:
+        patient: wait for the trials that others of this home run, and take up what they leave.
+
+    Returns:
+        Why it ended.
+    """
+    while True:
+        interrupt.raise_if_asked()
+        with context.study.alone():
+            claimed = _cut_off(context)
+            reason = None if claimed else _spent(context, budget)
+            if claimed is None and reason is None and _room(context, budget):
+                claimed = claim(context, propose(context))
+        if claimed is not None:
+            run_claimed(context, *claimed, budget)
+        elif reason is not None and not (patient and _elsewhere_open(context)):
+            return reason
+        else:
+            time.sleep(_LOOK)
+
+
+def claim(context: Context, number: int) -> tuple[int, Claim] | None:
+    """A trial for this process alone; None where another one runs it, or it has just ended."""
+    held = Claim.take(context.folder(number).claim)
+    if held is not None and not context.study.is_open(number):
+        held.release()
+        return None
+    return None if held is None else (number, held)
+
+
+def run_claimed(context: Context, number: int, held: Claim, budget: Budget) -> None:
+    """Run a trial to its end, and learn from it."""
+    with held:
+        run = context.store.run(context.name, number)
+        progress.listener.trial_started(run, budget.trials, _time_left(context, budget))
+        patiently(lambda: trial(context.name, str(context.path), str(context.home.root), number))
+    analyse(context, number)
+
+
+def analyse(context: Context, number: int | None = None) -> None:
+    """Learn from the history; a mistake in it is told and costs nothing else."""
+    with context.study.alone():
+        state = patiently(
+            lambda: analysis(context.name, str(context.path), str(context.home.root), number, return_state=True)
+        )
+    if state.is_failed() or state.is_crashed():
+        progress.listener.message(f"[red]the analysis failed[/]: {state.message}")
+
+
+def _cut_off(context: Context) -> tuple[int, Claim] | None:
+    """A trial that was asked for and that nobody runs."""
+    for proposal in _open_here(context):
+        claimed = claim(context, proposal.number)
+        if claimed is None:
+            continue
+        try:
+            run = context.store.run(context.name, proposal.number)
+        except NotFoundError:  # cut off between the ask and the first row: judge it as if just asked
+            _accept(context, proposal, *_judge(context, proposal, skips=0))
+        else:
+            done = len(context.store.epochs(run.uid))
+            progress.listener.message(f"resuming {run.run_name} after epoch {done}")
+        return claimed
+    return None
+
+
+def _open_here(context: Context) -> Iterator[Proposal]:
+    """Trials that have not ended and whose folder is in this home."""
+    kept = {run.number: run.uid for run in context.store.runs(context.name)}
+    for proposal in context.study.running():
+        here = run_uid(context.home.uid, context.name, proposal.number)
+        if kept.get(proposal.number, here) == here:
+            yield proposal
+
+
+def _elsewhere_open(context: Context) -> bool:
+    return any(_open_here(context))
+
+
+def _room(context: Context, budget: Budget) -> bool:
+    """Whether the trials that are open now leave one of the budget."""
+    return len(_finished(context)) + len(context.study.running()) < budget.trials
+
+
+def propose(context: Context) -> int:
+    """Ask until the gate lets a proposal through; what it refuses is kept with the reason.
+
+    Returns:
+        The number of the trial to run; its record is in the store.
+    """
+    skips = 0
+    suggestions = context.study.untried([*_queued(context), *context.file.start])
+    while True:
+        surrogate = context.surrogate(context.store.history())
+        proposal = context.study.ask(suggestions.pop(0) if suggestions else None, surrogate)
+        verdict, prediction = _judge(context, proposal, skips)
+        if verdict.decision is Decision.RUN:
+            _accept(context, proposal, verdict, prediction)
+            return proposal.number
+        skips += 1
+        _refuse(context, proposal, verdict, prediction)
+
+
+def _queued(context: Context) -> list[Parameters]:
+    """Settings that wait in the queue: they come before everything else."""
+    waiting = queue_of(context.store.hypotheses(context.name))
+    settings = [context.space.searched(h.parameters) for h in waiting]
+    return [s for s in settings if not context.space.problems(s)]  # the space may have changed since
+
+
+def _note_queue(context: Context, before: list[Hypothesis], after: list[Hypothesis]) -> None:
+    if after != before:
+        context.store.save_hypotheses(after)
+
+
+def _judge(context: Context, proposal: Proposal, skips: int) -> tuple[GateVerdict, Prediction]:
+    parameters = context.space.complete(proposal.parameters)
+    prediction = context.surrogate(context.store.history()).predict(parameters)
+    return context.gate.judge(parameters, prediction, context.related(), proposal.number, skips), prediction
+
+
+def _accept(context: Context, proposal: Proposal, verdict: GateVerdict, prediction: Prediction) -> None:
+    run = context.new_run(proposal.number, context.space.complete(proposal.parameters))
+    context.store.save_run(run.changed(verdict=verdict, predicted=prediction))
+    known = context.store.hypotheses(context.name)
+    _note_queue(context, known, started(known, proposal.parameters, context.space))
+
+
+def _refuse(context: Context, proposal: Proposal, verdict: GateVerdict, prediction: Prediction) -> None:
+    kept = RefusedProposal(
+        uid=refusal_uid(context.home.uid, context.name, proposal.number),
+        campaign=context.name,
+        number=proposal.number,
+        parameters=proposal.parameters,
+        verdict=verdict,
+        predicted=prediction,
+        created_at=datetime.now(UTC),
+    )
+    context.store.save_refusal(kept)
+    context.study.refuse(proposal.number, verdict)
+    known = context.store.hypotheses(context.name)
+    _note_queue(context, known, refused(known, proposal.parameters, context.space, verdict.reason))
+    progress.listener.refused(proposal.number, verdict)
+
+
+def _finished(context: Context) -> list[RunHistory]:
+    """The campaign's own runs: halves of a test are asked for beside its budget."""
+    ended = [h for h in context.store.history(context.name) if h.run.finished_at is not None]
+    return [h for h in ended if h.run.verdict is None or h.run.verdict.rule != PAIRED_TEST]
+
+
+def _spent(context: Context, budget: Budget) -> str | None:
+    finished = _finished(context)
+    best = max((h.run.quality for h in finished if h.run.quality is not None), default=None)
+    gain = None
+    if budget.least_gain is not None:
+        gain = expected_gain(context.surrogate(context.store.history()), context.file.campaign.seed)
+    return spent(budget, len(finished), hours_used(finished), best, gain)
+
+
+def _time_left(context: Context, budget: Budget) -> float | None:
+    """Seconds, from the mean of the runs so far; None before the first is done."""
+    finished = _finished(context)
+    left = hours_left(budget, len(finished), hours_used(finished))
+    return None if left is None else left * 3600

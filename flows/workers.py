@@ -1,0 +1,95 @@
+"""Processes that run trials of a campaign beside its own: one for each further GPU.
+
+``python -m flows.workers CAMPAIGN_FILE HOME NUMBER TRIALS`` is such a process. It ends by itself when the budget is
+spent, and saves its trial and ends when the campaign does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from flows import progress
+from flows.wiring import Context, unpinned
+
+_GRACE = 60.0
+_SHORT, _OFTEN = 60.0, 3
+
+
+class Workers:
+    """Starts the processes on entering, starts again one that dies, and ends them with the block."""
+
+    def __init__(self, context: Context, count: int, trials: int | None) -> None:
+        """Args: count: how many; trials: to run instead of the file's budget."""
+        self._words = [sys.executable, "-m", "flows.workers", str(context.path), str(context.home.root)]
+        self._trials, self._log = str(trials or 0), context.home.workers_log
+        self._threads = [threading.Thread(target=self._keep, args=(n + 1,), daemon=True) for n in range(count)]
+        self._processes: dict[int, subprocess.Popen[str]] = {}
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Workers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for process in self._processes.values():
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        for thread in self._threads:
+            thread.join(_GRACE)
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.kill()
+
+    def _keep(self, number: int) -> None:
+        """Follow a process to its end, and start it again unless it dies at once each time."""
+        short = 0
+        while not self._ended.is_set() and short < _OFTEN:
+            began = time.monotonic()
+            code = self._run(number)
+            if self._ended.is_set() or code == 0:
+                return
+            short = short + 1 if time.monotonic() - began < _SHORT else 0
+            how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            then = f"given up, see {self._log}" if short == _OFTEN else "started again"
+            progress.listener.message(f"[yellow]worker {number}[/] {how} and is {then}")
+
+    def _run(self, number: int) -> int:
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [*self._words, str(number), self._trials], env=unpinned(), stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
+            )  # fmt: skip
+        self._processes[number] = process
+        assert process.stdout is not None
+        for line in process.stdout:
+            progress.listener.message(line.rstrip())
+        return process.wait()
+
+
+def main() -> None:
+    """Run trials until the budget is spent."""
+    from flows import interrupt
+    from flows.campaign import worker
+    from flows.patience import patiently
+    from flows.served import end_with_parent
+    from schema.campaign import load_campaign
+
+    file, home, number, trials = sys.argv[1:]
+    interrupt.listen()
+    end_with_parent(_GRACE - 10)
+    progress.listener = progress.LineListener()
+    name = load_campaign(Path(file)).campaign.name
+    patiently(lambda: worker(name, file, home, int(number), int(trials) or None))
+
+
+if __name__ == "__main__":
+    main()
