@@ -53,6 +53,7 @@ def worker(campaign: str, campaign_file: str, home: str, number: int, trials: in
     with session():
         context = open_campaign(campaign_file, home)
         pin_gpu(context.services.settings.device)
+        _adopt(context)
         return work(context, _budget(context, trials), patient=False)
 
 
@@ -89,14 +90,18 @@ def _repeat_best(context: Context, budget: Budget) -> None:
 def _begin(context: Context) -> None:
     """Audit the data, register the campaign, learn from earlier ones, and measure the base model once."""
     _save(context, "running", audit=audit_before(context).model_dump(mode="json"))
-    adopted = context.study.warm_start([h for h in context.related() if h.run.campaign != context.name])
-    if adopted:
+    if adopted := _adopt(context):
         progress.listener.message(f"{adopted} earlier runs on the same model and data are taken into account")
     if context.base() is None:
         stand_in = context.new_run(0, context.space.complete({}))
         result = measure_epoch(context, stand_in, 0, draw(context, None, None, 0))
         _save(context, "running", base=result.model_dump(mode="json"))
         progress.listener.message(f"base model without a LoRA: quality {progress.score(result.quality)}")
+
+
+def _adopt(context: Context) -> int:
+    """Let the search learn from earlier campaigns; how many runs count."""
+    return context.study.warm_start([h for h in context.related() if h.run.campaign != context.name])
 
 
 def _save(context: Context, status: str, end_reason: str | None = None, **more: object) -> None:

@@ -47,10 +47,10 @@ def work(context: Context, budget: Budget, patient: bool = True) -> str:
                 claimed = claim(context, propose(context))
         if claimed is not None:
             run_claimed(context, *claimed, budget)
-        elif reason is not None and not (patient and _elsewhere_open(context)):
-            return reason
-        else:
+        elif any(_open_here(context)) and (patient or reason is None):
             time.sleep(_LOOK)
+        else:
+            return reason or "the rest of the budget runs on other machines"
 
 
 def claim(context: Context, number: int) -> tuple[int, Claim] | None:
@@ -105,10 +105,6 @@ def _open_here(context: Context) -> Iterator[Proposal]:
         here = run_uid(context.home.uid, context.name, proposal.number)
         if kept.get(proposal.number, here) == here:
             yield proposal
-
-
-def _elsewhere_open(context: Context) -> bool:
-    return any(_open_here(context))
 
 
 def _room(context: Context, budget: Budget) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 @pytest.mark.e2e
 def test_three_kills_lose_nothing() -> None:
-    words = [sys.executable, "-m", "benchmarks.soak", "--kills", "3", "--workers", "1", "--json"]
+    words = [sys.executable, "-m", "benchmarks.soak", "--kills", "3", "--workers", "2", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
