@@ -106,6 +106,18 @@ def note_trial(context: Context, run: TrainingRun) -> None:
     annotate_trial(context.study.study, run.number, context.home.artifacts, note)
 
 
+def night_note(context: Context) -> str:
+    """The campaign as the dashboard and Prefect's UI show it, in Markdown."""
+    return _note(context, context.store.latest_analysis(context.name) or learn(context))
+
+
+def _note(context: Context, found: Analysis) -> str:
+    from tasks.reports.markdown import campaign_note
+
+    history, refusals = context.store.history(context.name), context.store.refusals(context.name)
+    return campaign_note(history, found, refusals, context.base(), principles_now(context))
+
+
 def show(context: Context, found: Analysis) -> Path:
     """Write the campaign's note and report, and lay the best LoRA where it is easily found.
 
@@ -115,14 +127,12 @@ def show(context: Context, found: Analysis) -> Path:
     from tasks.dashboard.annotate import annotate_study
     from tasks.reports.charts import quality_curves
     from tasks.reports.html import write_report
-    from tasks.reports.markdown import campaign_note
 
     history, base = context.store.history(context.name), context.base()
     refusals = context.store.refusals(context.name)
     best = crowned(history, context.space)
     curves = quality_curves(history, base, best.run.run_name if best else None)
-    note = campaign_note(history, found, refusals, base, principles_now(context))
-    annotate_study(context.study.study, note, {"quality-by-epoch": curves})
+    annotate_study(context.study.study, _note(context, found), {"quality-by-epoch": curves})
     if best is not None and best.run.best_checkpoint is not None:
         copy_atomically(context.home.absolute(best.run.best_checkpoint), context.home.best_lora(context.name))
     report = context.home.report(context.name)

@@ -9,15 +9,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect import flow, runtime
+from prefect.artifacts import create_markdown_artifact
 
-from flows import progress
+from flows import pause, progress
+from flows.analysis import night_note
 from flows.data import audit_before
 from flows.epoch import draw, measure_epoch
+from flows.notices import notify
+from flows.patience import patiently
 from flows.wiring import Context, open_campaign, pin_gpu, session, side_by_side
 from flows.work import analyse, claim, run_claimed, work
 from flows.workers import Workers
-from optimizer.crown import repeats_due
+from optimizer.crown import crowned, repeats_due
 from schema.campaign import Budget, campaign_json, load_campaign
+from schema.errors import PixelloopError
+from tasks.claims import Claim
 
 
 def _run_name() -> str:
@@ -40,7 +46,16 @@ def campaign(campaign_file: str, home: str, trials: int | None = None) -> str:
     with session():
         context = open_campaign(campaign_file, home)
         pin_gpu(context.services.settings.device)
-        return _night(context, trials)
+        pause.end_at(context.file.budget.until)
+        at_work = Claim.take(context.home.at_work)  # as long as the process lives
+        try:
+            return _night(context, trials)
+        except PixelloopError as error:
+            notify(context, "trouble", f"campaign {context.name} waits for you", str(error))
+            raise
+        finally:
+            if at_work is not None:
+                at_work.release()
 
 
 @flow(name="worker", flow_run_name="{campaign} worker {number}")
@@ -53,6 +68,7 @@ def worker(campaign: str, campaign_file: str, home: str, number: int, trials: in
     with session():
         context = open_campaign(campaign_file, home)
         pin_gpu(context.services.settings.device)
+        pause.end_at(context.file.budget.until)
         _adopt(context)
         return work(context, _budget(context, trials), patient=False)
 
@@ -67,11 +83,24 @@ def _night(context: Context, trials: int | None) -> str:
         _begin(context)
     with Workers(context, side_by_side(context.file.campaign.parallel) - 1, trials):
         reason = work(context, budget)
-    _repeat_best(context, budget)
+    if pause.time_is_up() is None:
+        _repeat_best(context, budget)
     _save(context, "finished", reason)
     analyse(context)
     progress.listener.message(f"campaign {context.name} ended: {reason}")
+    _publish(context, reason)
     return reason
+
+
+def _publish(context: Context, reason: str) -> None:
+    """The morning's report: as an artifact in Prefect's UI, and in a few words to whom notices go."""
+    report = night_note(context)
+    key = f"report-{context.name}".replace("_", "-")  # Prefect's keys know no other letters
+    patiently(lambda: create_markdown_artifact(report, key=key, description=reason, _sync=True))  # type: ignore[call-arg]
+    best = crowned(context.store.history(context.name), context.space)
+    told = "nothing was measured" if best is None else f"best: {best.run.run_name}, {progress.describe(best.run)}"
+    words = f"{reason}\n{told}\nreport: {context.home.report(context.name)}"
+    notify(context, "end", f"campaign {context.name} has ended", words)
 
 
 def _repeat_best(context: Context, budget: Budget) -> None:

@@ -19,6 +19,7 @@ from flows.cli_principles import principles
 from flows.cli_queue import queue
 from flows.cli_store import db, import_, log
 from flows.cli_test import paired_test
+from flows.cli_up import down, up
 from schema.errors import PixelloopError
 
 app = typer.Typer(
@@ -73,13 +74,37 @@ def resume(
     name: Annotated[str | None, typer.Argument(help="Name of the campaign; the newest if left out.")] = None,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
-    """Go on with a campaign that was interrupted.
+    """Go on with a campaign that was interrupted or paused.
 
     Example: [bold]pixelloop resume --home demo-run[/]
     """
+    from tasks.claims import Claim
+    from tasks.home import Home
+
     with opened_home(home) as services:
         file = campaign_path(services, name)
+    place = Home.at(home)
+    if place.paused.exists():
+        place.paused.unlink()
+        at_work = Claim.take(place.at_work)
+        if at_work is None:
+            out.print("the pause is over: the campaign goes on where it runs")
+            return
+        at_work.release()
     _run_campaign(file, home, None)
+
+
+@app.command()
+def pause(home: HomeOption = DEFAULT_HOME) -> None:
+    """Let training wait: the trainer saves its state within seconds and gives the GPU back.
+
+    Example: [bold]pixelloop pause --home demo-run[/], and later [bold]pixelloop resume --home demo-run[/]
+    """
+    from tasks.home import Home
+
+    with opened_home(home):
+        Home.at(home).paused.touch()
+    out.print(f"paused; go on with: [bold]{program()} resume --home {home}[/]", soft_wrap=True)
 
 
 @app.command()
@@ -224,6 +249,8 @@ def compare(
     out.print(comparison_view(first, second))
 
 
+app.command()(up)
+app.command()(down)
 app.command()(measure)
 app.command()(retest)
 app.command("import")(import_)

@@ -57,9 +57,12 @@ def served_home(home: Path, console: Console, go_on: str) -> Iterator[None]:
     """
     from flows import interrupt, progress, wiring
     from flows.server import prefect_server
+    from flows.up import running
     from tasks.home import Home
 
     interrupt.listen()
+    if (up := running(Home.at(home))) is not None:
+        os.environ.setdefault("PREFECT_API_URL", f"{up['prefect']}/api")
     with progress.TerminalListener(console) as listener, wiring.session():
         progress.listener = listener
         listener.message(f"pixelloop in [bold]{home}[/]: starting database and Prefect server")

@@ -45,7 +45,11 @@ def quiet_libraries(folder: Path) -> None:
 
 @contextlib.contextmanager
 def prefect_server(
-    folder: Path, database_url: Callable[[], str], wait: float = 120, revive: Callable[[], object] = lambda: None
+    folder: Path,
+    database_url: Callable[[], str],
+    wait: float = 120,
+    revive: Callable[[], object] = lambda: None,
+    port: int | None = None,
 ) -> Iterator[str]:
     """Use the server of PREFECT_API_URL, or start one on 127.0.0.1, start it again if it dies, stop it at the end.
 
@@ -55,6 +59,7 @@ def prefect_server(
             writers); called only when a server must be started.
         wait: seconds until the server must answer.
         revive: starts the database where it is ours and has died; called again and again.
+        port: on 127.0.0.1; any free one if left out.
 
     Yields:
         The address of the API.
@@ -66,7 +71,7 @@ def prefect_server(
     if given := os.environ.get("PREFECT_API_URL"):
         yield given
         return
-    server = _Server(folder, database_url, revive)
+    server = _Server(folder, database_url, revive, port or _free_port())
     try:
         server.start()
         server.wait_until_healthy(wait)
@@ -81,9 +86,9 @@ def prefect_server(
 class _Server:
     """A server's process at one port for as long as it is wanted."""
 
-    def __init__(self, folder: Path, database_url: Callable[[], str], revive: Callable[[], object]) -> None:
+    def __init__(self, folder: Path, database_url: Callable[[], str], revive: Callable[[], object], port: int) -> None:
         self._folder, self._database_url, self._revive = folder, database_url, revive
-        self._port, self._log = _free_port(), folder / "server.log"
+        self._port, self._log = port, folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}/api"
 

@@ -15,7 +15,7 @@ from prefect import flow
 from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from flows import interrupt, progress
+from flows import interrupt, pause, progress
 from flows.data import audited
 from flows.epoch import epoch
 from flows.patience import patiently
@@ -34,7 +34,7 @@ def trial(campaign: str, campaign_file: str, home: str, number: int) -> str:
     """Run or resume trial `number`, whose record is in the store already.
 
     Returns:
-        The outcome. A failing trial is an outcome, never an error: a night goes on.
+        The outcome, or *interrupted* where time is up. A failing trial is an outcome, never an error: a night goes on.
 
     Raises:
         TrialError: the disk is full, which would end all other trials too; this one goes on when there is room.
@@ -48,6 +48,10 @@ def trial(campaign: str, campaign_file: str, home: str, number: int) -> str:
     except (KeyboardInterrupt, TerminationSignal):
         context.store.save_run(run.changed(status=RunStatus.INTERRUPTED))
         raise
+    if ended.status is RunStatus.INTERRUPTED:
+        context.store.save_run(ended)
+        progress.listener.message(f"{run.run_name} waits after epoch {ended.epochs_done}")
+        return str(ended.status)
     if ended.outcome is Outcome.DISK_FULL:
         context.store.save_run(run.changed(status=RunStatus.INTERRUPTED))
         raise TrialError(f"{run.run_name} waits: {ended.failure}")
@@ -78,6 +82,8 @@ def _train(context: Context, run: TrainingRun) -> TrainingRun:
     total, last_step = 0, 0.0
     with context.trainer(run) as trainer:
         for event in trainer.follow():
+            if not pause.may_go_on(context.home, trainer):
+                return run.changed(status=RunStatus.INTERRUPTED)
             if isinstance(event, StartedEvent):
                 total = event.total_steps
                 run = run.changed(all_parameters=run.all_parameters | event.derived)

@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from flows import interrupt, progress
+from flows import interrupt, pause, progress
 from flows.analysis import analysis
+from flows.notices import notify_of_trial
 from flows.patience import patiently
 from flows.trial import trial
 from flows.wiring import Context
@@ -40,6 +41,9 @@ def work(context: Context, budget: Budget, patient: bool = True) -> str:
     """
     while True:
         interrupt.raise_if_asked()
+        pause.wait(context.home)
+        if (over := pause.time_is_up()) is not None:
+            return over
         with context.study.alone():
             claimed = _cut_off(context)
             reason = None if claimed else _spent(context, budget)
@@ -67,7 +71,12 @@ def run_claimed(context: Context, number: int, held: Claim, budget: Budget) -> N
     with held:
         run = context.store.run(context.name, number)
         progress.listener.trial_started(run, budget.trials, _time_left(context, budget))
+        best = _best(_finished(context))
         patiently(lambda: trial(context.name, str(context.path), str(context.home.root), number))
+    ended = context.store.run(context.name, number)
+    if ended.finished_at is None:  # its state is saved for another night
+        return
+    notify_of_trial(context, ended, best)
     analyse(context, number)
 
 
@@ -181,11 +190,14 @@ def _finished(context: Context) -> list[RunHistory]:
 
 def _spent(context: Context, budget: Budget) -> str | None:
     finished = _finished(context)
-    best = max((h.run.quality for h in finished if h.run.quality is not None), default=None)
     gain = None
     if budget.least_gain is not None:
         gain = expected_gain(context.surrogate(context.store.history()), context.file.campaign.seed)
-    return spent(budget, len(finished), hours_used(finished), best, gain)
+    return spent(budget, len(finished), hours_used(finished), _best(finished), gain)
+
+
+def _best(finished: list[RunHistory]) -> float | None:
+    return max((h.run.quality for h in finished if h.run.quality is not None), default=None)
 
 
 def _time_left(context: Context, budget: Budget) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, time, timedelta
 
 from schema.campaign import Budget
 from schema.runs import RunHistory
@@ -37,6 +38,12 @@ def spent(
 def _converged(budget: Budget, trials_done: int, expected_gain: float | None) -> bool:
     known = budget.least_gain is not None and expected_gain is not None
     return known and trials_done >= budget.least_trials and (expected_gain or 0.0) < (budget.least_gain or 0.0)
+
+
+def deadline(until: time, now: datetime) -> datetime:
+    """The next moment after `now` at which clocks of its time zone show a time of day."""
+    today = now.replace(hour=until.hour, minute=until.minute, second=until.second, microsecond=0)
+    return today if today > now else today + timedelta(days=1)
 
 
 def hours_used(finished: Sequence[RunHistory]) -> float:

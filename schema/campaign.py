@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,6 +46,9 @@ class Budget(Frozen):
 
     trials: int = Field(15, ge=1, description="trials that really run; refused proposals do not count")
     hours: float | None = Field(None, gt=0, description="wall clock")
+    until: time | None = Field(
+        None, description="time of day, as '07:30': training then saves its state, and goes on when run again"
+    )
     money: float | None = Field(None, gt=0, description="in the currency of price_per_hour")
     price_per_hour: float | None = Field(None, gt=0, description="of the GPU; turns hours into money")
     target_quality: float | None = Field(None, ge=0, le=100, description="good enough")
@@ -80,6 +84,14 @@ class StoppingSettings(Frozen):
     min_share: float = Field(0.3, ge=0, le=1, description="share of its epochs that every trial may finish")
     min_runs: int = Field(3, ge=1, description="finished runs needed to compare with")
     min_chance: float = Field(0.1, ge=0, le=1, description="stop below this chance of beating the best run")
+
+
+class NotifySettings(Frozen):
+    """What is told to where `PIXELLOOP_NOTIFY` points."""
+
+    on: tuple[Literal["end", "best", "trouble"], ...] = Field(
+        ("end", "best", "trouble"), description="the campaign has ended; a new best run; something needs a person"
+    )
 
 
 class RetentionSettings(Frozen):
@@ -131,6 +143,7 @@ class CampaignFile(Frozen):
     gate: GateSettings = GateSettings()
     stopping: StoppingSettings = StoppingSettings()
     retention: RetentionSettings = RetentionSettings()
+    notify: NotifySettings = NotifySettings()
     folder: Path = Field(Path("."), exclude=True, description="folder of the file; set when it is read")
 
     @field_validator("search")

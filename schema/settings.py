@@ -28,6 +28,10 @@ class Settings(BaseSettings):
     bucket: str | None = Field(
         None, description="private bucket of that project's storage for copies of LoRA files and pictures"
     )
+    notify: SecretStr | None = Field(
+        None,
+        description="where notices go: addresses as Apprise has them, or block:TYPE/NAME of Prefect; spaces between",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int = Field(1, ge=1, description="CPU threads of trainer and of sampler, each")
     warm_trainer: bool = Field(True, description="keep the base model loaded for the next trial, in main memory")

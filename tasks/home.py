@@ -123,6 +123,35 @@ class Home:
         """Rows that wait for a database that is away, and those that it refused."""
         return self.root / "outbox"
 
+    @property
+    def paused(self) -> Path:
+        """Lies here while nothing may train."""
+        return self.root / "paused"
+
+    @property
+    def at_work(self) -> Path:
+        """Stands for the process that runs a campaign of this home."""
+        return self.root / "at-work"
+
+    @property
+    def up_claim(self) -> Path:
+        """Stands for the process that keeps everything running."""
+        return self.root / "up"
+
+    @property
+    def up_state(self) -> Path:
+        """Where what runs can be reached."""
+        return self.root / "up.json"
+
+    @property
+    def up_log(self) -> Path:
+        """What Prefect's worker and the process that keeps it say."""
+        return self.root / "up.log"
+
+    def campaign_file(self, campaign: str) -> Path:
+        """Settings of a campaign that came from a form."""
+        return self.root / "campaigns" / f"{campaign}.toml"
+
     def trial(self, campaign: str, number: int) -> TrialFolder:
         """Folder of one trial."""
         return TrialFolder(self.root / "runs" / campaign / f"{number:03d}")

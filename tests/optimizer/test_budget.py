@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, time, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from optimizer.budget import hours_left, hours_used, spent
+from optimizer.budget import deadline, hours_left, hours_used, spent
 from schema.campaign import Budget
 from schema.runs import RunHistory
 from tests.optimizer.worlds import START, a_run
@@ -61,3 +63,10 @@ def test_a_search_that_gains_nothing_more_has_converged() -> None:
     assert spent(budget, 7, 1.0, 70.0, 0.2) is None
     assert spent(budget, 8, 1.0, 70.0, None) is None
     assert spent(budget, 8, 1.0, 70.0, 0.7) is None
+
+
+@given(st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2100, 1, 1)), st.times())
+def test_a_time_of_day_is_the_next_one(now: datetime, until: time) -> None:
+    ends = deadline(until, now.replace(tzinfo=UTC))
+    assert timedelta() < ends - now.replace(tzinfo=UTC) <= timedelta(days=1)
+    assert (ends.hour, ends.minute, ends.second) == (until.hour, until.minute, until.second)

@@ -1,0 +1,62 @@
+"""Words to a person who is not looking: by mail, chat, webhook, or a notification block of Prefect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from flows import progress
+from flows.wiring import Context
+from schema.errors import ConfigError
+from schema.runs import Outcome, TrainingRun
+
+Kind = Literal["end", "best", "trouble"]
+Send = Callable[[str, str], None]
+
+_BLOCK = "block:"
+_TROUBLE = (Outcome.CRASHED, Outcome.HUNG, Outcome.BAD_DATA)
+
+
+def notify(context: Context, kind: Kind, subject: str, body: str) -> None:
+    """Send a notice where the campaign wants this kind; what keeps it from going out is told and costs nothing else."""
+    places = context.services.settings.notify
+    if places is None or kind not in context.file.notify.on:
+        return
+    for place in places.get_secret_value().split():
+        try:
+            _sender(place)(subject, body)
+        except Exception as error:  # noqa: BLE001 - whatever a chat's server or its client may raise
+            told = str(error) if isinstance(error, ConfigError) else type(error).__name__  # others may hold the address
+            progress.listener.message(f"[yellow]a notice could not be sent[/]: {told}")
+
+
+def notify_of_trial(context: Context, run: TrainingRun, best_before: float | None) -> None:
+    """A notice of a new best run, or of one that says something is wrong with the machine or the data."""
+    if run.outcome in _TROUBLE:
+        notify(context, "trouble", f"{run.run_name}: {run.outcome}", progress.describe(run))
+    elif run.quality is not None and (best_before is None or run.quality > best_before):
+        notify(context, "best", f"{run.run_name} is the best so far: {run.quality:.1f}", progress.describe(run))
+
+
+def _sender(place: str) -> Send:
+    """Whoever sends to a place.
+
+    Raises:
+        ConfigError: no place that anybody knows.
+    """
+    if place.startswith(_BLOCK):
+        from prefect.blocks.core import Block
+
+        block: Any = Block.load(place.removeprefix(_BLOCK), _sync=True)  # type: ignore[call-arg]
+        return lambda subject, body: block.notify(body=body, subject=subject, _sync=True)
+    from apprise import Apprise
+
+    sender = Apprise()
+    if not sender.add(place):
+        raise ConfigError(f"PIXELLOOP_NOTIFY has an address that Apprise does not know: {place.partition(':')[0]}:...")
+
+    def send(subject: str, body: str) -> None:
+        if not sender.notify(body=body, title=subject):
+            raise ConfigError(f"{place.partition(':')[0]}:... did not take it")
+
+    return send

@@ -1,0 +1,116 @@
+"""Everything one machine needs, kept running: database, Prefect server, a worker, the dashboard.
+
+``python -m flows.up HOME PREFECT_PORT DASHBOARD_PORT`` is the process that keeps them; what dies is started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from flows import wiring
+from flows.server import prefect_server
+from tasks.claims import Claim
+from tasks.home import Home, replace_text
+
+POOL = "gpu"
+_LOOK = 1.0
+
+
+def running(home: Home) -> dict[str, Any] | None:
+    """Process id and addresses of what runs in a home: ``pid``, ``prefect``, ``dashboard``; None where nothing does."""
+    if not home.up_claim.exists():
+        return None
+    claim = Claim.take(home.up_claim)
+    if claim is not None:
+        claim.release()
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        found: dict[str, Any] = json.loads(home.up_state.read_text())
+        return found
+    return None  # it is just starting
+
+
+def main() -> None:
+    """Keep everything running until SIGTERM or Ctrl-C."""
+    place, prefect_port, dashboard_port = Home.at(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
+    ended = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        ended.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    claim = Claim.take(place.up_claim)
+    if claim is None:
+        sys.exit(f"pixelloop is up already in {place.root}: 'pixelloop down' ends it")
+    with claim, wiring.session():
+        place.up_state.unlink(missing_ok=True)
+        services = wiring.open_home(str(place.root))
+        with (
+            prefect_server(place.prefect, services.prefect_url, revive=services.revive, port=prefect_port) as url,
+            _dashboard(services, dashboard_port) as dashboard,
+        ):
+            _deploy(place)
+            told = {"pid": os.getpid(), "prefect": url.removesuffix("/api"), "dashboard": dashboard}
+            replace_text(place.up_state, json.dumps(told))
+            _work(ended)
+            place.up_state.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _dashboard(services: wiring.Services, port: int) -> Iterator[str]:
+    from tasks.dashboard.serve import open_server
+
+    with open_server(services.optuna_url, services.home.artifacts, port=port) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server.url
+        server.shutdown()
+
+
+def _deploy(home: Home) -> None:
+    """Make the work pool and the two deployments, or bring them up to date."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+    from prefect.types.entrypoint import EntrypointType
+
+    from flows.campaign import campaign
+    from flows.form import form
+
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+    for flow in (campaign, form):
+        deployment = flow.to_deployment(
+            flow.name, parameters={"home": str(home.root)}, entrypoint_type=EntrypointType.MODULE_PATH
+        )
+        deployment.apply(work_pool_name=POOL)  # type: ignore[union-attr]
+
+
+def _work(ended: threading.Event) -> None:
+    """Keep a worker until the end; a campaign it runs then saves its state and ends."""
+    words = [sys.executable, "-m", "flows.served", "worker", "start", "--pool", POOL, "--type", "process"]
+    while not ended.is_set():
+        worker = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+        while worker.poll() is None and not ended.wait(_LOOK):
+            pass
+        if worker.poll() is None:
+            worker.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(60)
+            worker.kill()
+            worker.wait()
+
+
+if __name__ == "__main__":
+    main()
