@@ -118,12 +118,13 @@ def show(context: Context, found: Analysis) -> Path:
     from tasks.reports.markdown import campaign_note
 
     history, base = context.store.history(context.name), context.base()
+    principles = principles_now(context)
     refusals = context.store.refusals(context.name)
     best = crowned(history, context.space)
     curves = quality_curves(history, base, best.run.run_name if best else None)
-    note = campaign_note(history, found, refusals, base, principles_now(context))
+    note = campaign_note(history, found, refusals, base, principles)
     annotate_study(context.study.study, note, {"quality-by-epoch": curves})
     if best is not None and best.run.best_checkpoint is not None:
         copy_atomically(context.home.absolute(best.run.best_checkpoint), context.home.best_lora(context.name))
     report = context.home.report(context.name)
-    return write_report(report, context.name, history, found, refusals, base, context.home.root)
+    return write_report(report, context.name, history, found, refusals, base, context.home.root, principles)
