@@ -135,12 +135,14 @@ def _limits(history: Sequence[RunHistory], space: Space) -> dict[str, tuple[floa
     runs = informative(history)
     healthy = Healthy.of(runs)
     limits: dict[str, tuple[float, float]] = {}
+    spans: dict[str, list[float]] = {}
     for run in runs:
-        name = next((d.name for d in healthy.departures(run)), None)
-        if name not in space.names or not numeric(space.distributions[name]) or not healthy.shortfall(run):
+        name = next((d.name for d in healthy.departures(run)), None) if healthy.shortfall(run) else None
+        if name not in space.names or not numeric(space.distributions[name]):
             continue
-        here = space.unit(name, active(run.run.all_parameters)[name])
-        theirs = [space.unit(name, active(h.run.all_parameters)[name]) for h in healthy.runs]
+        if name not in spans:
+            spans[name] = [space.unit(name, active(h.run.all_parameters)[name]) for h in healthy.runs]
+        here, theirs = space.unit(name, active(run.run.all_parameters)[name]), spans[name]
         low, high = limits.get(name, (-math.inf, math.inf))
         if here < min(theirs):
             low = max(low, (here + min(theirs)) / 2)

@@ -58,9 +58,9 @@ class Change:
         """False for the value before, True for that after, None for others."""
         return value == self.after if value in (self.before, self.after) else None
 
-    def pair(self, setting: Parameters, seed: int) -> tuple[Parameters, Parameters]:
+    def pair(self, setting: Parameters) -> tuple[Parameters, Parameters]:
         """The two settings of one pair."""
-        return {**setting, self.name: self.before, "seed": seed}, {**setting, self.name: self.after, "seed": seed}
+        return {**setting, self.name: self.before}, {**setting, self.name: self.after}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def missing(change: Change, history: Sequence[RunHistory], space: Space, count: 
     for setting in _bases(change, history, space):
         if count == 0:
             break
-        halves = [{**setting, change.name: value} for value in (change.before, change.after)]
+        halves = change.pair(setting)
         key = _rest(change.name, change.before, setting, space)
         if key not in done:
             _check_runnable(change, halves, space)
@@ -136,7 +136,7 @@ def _bases(change: Change, history: Sequence[RunHistory], space: Space) -> Itera
 def _with_effect(change: Change, settings: Sequence[Parameters], space: Space) -> Iterator[Parameters]:
     """Those settings beside which the change is one."""
     for setting in settings:
-        one, two = ({**setting, change.name: value} for value in (change.before, change.after))
+        one, two = change.pair(setting)
         if space.key(one) != space.key(two):
             yield setting
 

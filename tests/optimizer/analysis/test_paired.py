@@ -34,7 +34,7 @@ def run_until_decided(effect: float, noise: float, seed: int, worth: float = 1.0
 
 def test_a_change_is_read_and_makes_pairs() -> None:
     change = Change.parse("keep_tokens 1 -> 3")
-    one, two = change.pair({"network_dim": 16}, 7)
+    one, two = change.pair({"network_dim": 16, "seed": 7})
     assert one == {"network_dim": 16, "keep_tokens": 1, "seed": 7}
     assert two == {"network_dim": 16, "keep_tokens": 3, "seed": 7}
     assert Change.parse("shuffle_caption false -> true").after is True
