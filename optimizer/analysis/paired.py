@@ -11,7 +11,6 @@ import numpy as np
 from scipy.stats import t as student
 
 from optimizer.history import best_quality, failed, informative
-from optimizer.rules import text_of
 from optimizer.space import Space
 from schema.errors import ConfigError
 from schema.parameters import Parameters, ParameterValue, parameter, parse_value
@@ -35,7 +34,8 @@ class Change:
     after: ParameterValue
 
     def __str__(self) -> str:
-        return f"{self.name} {text_of(self.before)} -> {text_of(self.after)}"
+        one, two = (str(v).lower() if isinstance(v, bool) else str(v) for v in (self.before, self.after))
+        return f"{self.name} {one} -> {two}"  # all digits, so that it reads back
 
     @classmethod
     def parse(cls, text: str) -> Change:
