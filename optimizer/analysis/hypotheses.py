@@ -66,7 +66,7 @@ def next_experiments(
         count: how many at most, each changing another set of parameters if there are enough.
         audit: of the data set; says what should be done before an experiment.
     """
-    best = best_run(history)
+    best = best_own(history, space)
     if best is None or best_quality(best) is None:
         return ()
     base = _within(space, best.run.all_parameters)
@@ -100,6 +100,11 @@ def costed(
         gpu_hours=expected_hours(hypothesis.parameters, history, num_images),
         blockers=blockers(hypothesis.change, before, audit),
     )
+
+
+def best_own(history: Sequence[RunHistory], space: Space) -> RunHistory | None:
+    """The best run that has what the campaign fixes, as every proposal will; it alone can be compared with."""
+    return best_run(h for h in history if space.is_own(h.run.all_parameters))
 
 
 def identity_of(campaign: str, searched: Parameters) -> uuid.UUID:

@@ -118,14 +118,11 @@ def _check_runnable(change: Change, halves: Sequence[Parameters], space: Space) 
 
 def _bases(change: Change, history: Sequence[RunHistory], space: Space) -> Iterator[Parameters]:
     """Settings to make pairs from: of past runs, the best first, then the best with seeds that it has not had."""
-    today = space.complete({})
-    free = {*space.names, change.name, "seed"}
-    fixed = {name: value for name, value in space.filled(today).items() if name not in free}
     found: list[Parameters] = []
     for run in sorted(_unbiased(history), key=lambda h: -(best_quality(h) or 0.0)):
         setting = space.filled(run.run.all_parameters)
-        as_today = all(setting[name] == value for name, value in fixed.items())
-        if as_today and not failed(run, space.failed_quality) and not space.problems(space.searched(setting)):
+        inside = space.is_own(setting, (change.name,)) and not space.problems(space.searched(setting))
+        if inside and not failed(run, space.failed_quality):
             found.append(setting)
     best = found[0] if found else space.complete(space.likely())
     yield from _with_effect(change, found, space)
