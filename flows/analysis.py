@@ -129,6 +129,7 @@ def show(context: Context, found: Analysis) -> Path:
     from tasks.reports.html import write_report
 
     history, base = context.store.history(context.name), context.base()
+    principles = principles_now(context)
     refusals = context.store.refusals(context.name)
     best = crowned(history, context.space)
     curves = quality_curves(history, base, best.run.run_name if best else None)
@@ -136,4 +137,4 @@ def show(context: Context, found: Analysis) -> Path:
     if best is not None and best.run.best_checkpoint is not None:
         copy_atomically(context.home.absolute(best.run.best_checkpoint), context.home.best_lora(context.name))
     report = context.home.report(context.name)
-    return write_report(report, context.name, history, found, refusals, base, context.home.root)
+    return write_report(report, context.name, history, found, refusals, base, context.home.root, principles)

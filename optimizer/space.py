@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,6 +110,16 @@ class Space:
     def searched(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
         """The searched ones of a full set of parameters."""
         return {name: parameters[name] for name in self.names if name in parameters}
+
+    def is_own(self, parameters: Mapping[str, ParameterValue], but: Collection[str] = ()) -> bool:
+        """Whether a past run has what the campaign fixes; not so a half of a test of a fixed parameter.
+
+        Args:
+            parameters: of the run.
+            but: parameters that may differ, beside the searched ones and the seed.
+        """
+        free, setting = {*self.names, *but, "seed"}, self.filled(parameters)
+        return all(setting[n] == value for n, value in self.filled(self.complete({})).items() if n not in free)
 
     def problems(self, searched: Mapping[str, ParameterValue]) -> list[str]:
         """What keeps a setting from being run as one of this space: foreign names, values out of range."""
