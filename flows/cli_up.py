@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import typer
 from rich.console import Console
 
@@ -76,12 +75,12 @@ def down(home: HomeOption = DEFAULT_HOME) -> None:
     told = running(place)
     if told is None:
         raise NotFoundError(f"nothing is up in {home}: 'pixelloop up' starts it")
-    os.kill(int(told["pid"]), signal.SIGTERM)
-    until = time.monotonic() + _END
-    while running(place) is not None or place.up_state.exists():
-        if time.monotonic() > until:
-            raise PixelloopError(f"process {told['pid']} does not end: see {place.up_log}")
-        time.sleep(0.2)
+    process = psutil.Process(int(told["pid"]))
+    process.terminate()
+    try:
+        process.wait(_END)
+    except psutil.TimeoutExpired:
+        raise PixelloopError(f"process {told['pid']} does not end: see {place.up_log}") from None
     out.print("everything has ended")
 
 

@@ -53,8 +53,14 @@ def main() -> None:
     claim = Claim.take(place.up_claim)
     if claim is None:
         sys.exit(f"pixelloop is up already in {place.root}: 'pixelloop down' ends it")
-    with claim, wiring.session():
-        place.up_state.unlink(missing_ok=True)
+    with claim:
+        place.up_state.unlink(missing_ok=True)  # of one that was killed
+        _keep_up(place, prefect_port, dashboard_port, ended)
+        place.up_state.unlink()
+
+
+def _keep_up(place: Home, prefect_port: int, dashboard_port: int, ended: threading.Event) -> None:
+    with wiring.session():
         services = wiring.open_home(str(place.root))
         with (
             prefect_server(place.prefect, services.prefect_url, revive=services.revive, port=prefect_port) as url,
@@ -64,7 +70,6 @@ def main() -> None:
             told = {"pid": os.getpid(), "prefect": url.removesuffix("/api"), "dashboard": dashboard}
             replace_text(place.up_state, json.dumps(told))
             _work(ended)
-            place.up_state.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
