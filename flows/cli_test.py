@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flows.cli_analysis import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 from flows.cli_home import opened_campaign, program, served_home
+from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 
 if TYPE_CHECKING:
     from optimizer.analysis.paired import Change, Pair, Verdict

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
@@ -14,16 +13,12 @@ import typer
 from rich.console import Console
 
 from flows.cli_home import program
+from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption
 from schema.errors import NotFoundError, PixelloopError
 
 if TYPE_CHECKING:
     from tasks.home import Home
 
-HomeOption = Annotated[
-    Path, typer.Option("--home", "-C", envvar="PIXELLOOP_HOME", help="Folder of database, runs and reports.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-DEFAULT_HOME = Path("pixelloop-home")
 _START, _END = 180.0, 120.0
 
 out = Console()
