@@ -63,9 +63,10 @@ def _budget(context: Context, trials: int | None) -> Budget:
 
 def _night(context: Context, trials: int | None) -> str:
     budget = _budget(context, trials)
-    with context.study.alone():
-        _begin(context)
-    with Workers(context, side_by_side(context.file.campaign.parallel) - 1, trials):
+    with Workers(context, side_by_side(context.file.campaign.parallel) - 1, trials) as workers:
+        with context.study.alone():
+            workers.start()  # they load their libraries meanwhile, and wait to ask
+            _begin(context)
         reason = work(context, budget)
     _repeat_best(context, budget)
     _save(context, "finished", reason)
