@@ -13,6 +13,7 @@ from prefect import flow, runtime
 from flows import progress
 from flows.data import audit_before
 from flows.epoch import draw, measure_epoch
+from flows.janitor import signed_in, tidy
 from flows.wiring import Context, open_campaign, pin_gpu, session, side_by_side
 from flows.work import analyse, claim, run_claimed, work
 from flows.workers import Workers
@@ -39,8 +40,10 @@ def campaign(campaign_file: str, home: str, trials: int | None = None) -> str:
     """
     with session():
         context = open_campaign(campaign_file, home)
-        pin_gpu(context.services.settings.device)
-        return _night(context, trials)
+        with signed_in(context.home):
+            tidy(context.home)
+            pin_gpu(context.services.settings.device)
+            return _night(context, trials)
 
 
 @flow(name="worker", flow_run_name="{campaign} worker {number}")
@@ -52,9 +55,10 @@ def worker(campaign: str, campaign_file: str, home: str, number: int, trials: in
     """
     with session():
         context = open_campaign(campaign_file, home)
-        pin_gpu(context.services.settings.device)
-        _adopt(context)
-        return work(context, _budget(context, trials), patient=False)
+        with signed_in(context.home):
+            pin_gpu(context.services.settings.device)
+            _adopt(context)
+            return work(context, _budget(context, trials), patient=False)
 
 
 def _budget(context: Context, trials: int | None) -> Budget:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import shutil
@@ -19,12 +20,17 @@ import pytest
 import yaml
 from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from demo.workspace import lay_out
 from flows import wiring
+from flows.janitor import tidy
 from flows.server import prefect_server
 from schema.runs import RunStatus
+from tasks.home import Home
+from tasks.store.embedded import EmbeddedPostgres
 from tasks.training.events import StepEvent, StoppedEvent, read_events
+from tests.conftest import remove
 
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())[
     "deployments"
@@ -145,9 +151,19 @@ def test_a_flow_that_is_cancelled_or_killed_leaves_no_trainer_and_is_gone_on_wit
         psutil.Process(forked_from.ppid()).kill()
         wait_for(lambda: prefect.states()[run] == "CRASHED")
         wait_for(lambda: not any(map(alive, running)))
+
+        run, running = training(prefect, campaign, home, worker)
+        for process in (psutil.Process(worker.pid), *running):  # as in a power cut: nobody is left to tell
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert prefect.states()[run] == "RUNNING"
+        with temporary_settings({PREFECT_API_URL: prefect.url}):
+            assert tidy(Home.at(home)) >= 2
+        assert prefect.states()[run] == "CRASHED"
     finally:
-        worker.terminate()
-        worker.wait(60)
+        worker.kill()
+        worker.wait()
+        remove(EmbeddedPostgres(home / "postgres"))
     assert [folder.name for folder in sorted(home.glob("runs/demo/0*"))] == ["000"]
 
 
