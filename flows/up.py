@@ -20,6 +20,7 @@ from typing import Any
 from flows import wiring
 from flows.server import prefect_server
 from tasks.claims import Claim
+from tasks.gpus import visible
 from tasks.home import Home, replace_text
 
 POOL = "gpu"
@@ -67,6 +68,7 @@ def _keep_up(place: Home, prefect_port: int, dashboard_port: int, ended: threadi
             _dashboard(services, dashboard_port) as dashboard,
         ):
             _deploy(place)
+            _tidy(place)
             told = {"pid": os.getpid(), "prefect": url.removesuffix("/api"), "dashboard": dashboard}
             replace_text(place.up_state, json.dumps(told))
             _work(ended)
@@ -83,10 +85,19 @@ def _dashboard(services: wiring.Services, port: int) -> Iterator[str]:
         server.shutdown()
 
 
+def _tidy(place: Home) -> None:
+    """After a power cut: what died is told to Prefect, which then runs it again."""
+    from flows.janitor import tidy
+
+    tidy(place)
+
+
 def _deploy(home: Home) -> None:
-    """Make the work pool and the two deployments, or bring them up to date."""
+    """Make the work pool and the two deployments as prefect.yaml has them, or bring them up to date."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.events import DeploymentEventTrigger
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.types.entrypoint import EntrypointType
 
@@ -95,11 +106,27 @@ def _deploy(home: Home) -> None:
 
     with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+    again = DeploymentEventTrigger(
+        expect={"prefect.flow-run.Crashed"},
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related={"prefect.resource.role": "deployment", "prefect.resource.name": campaign.name},
+        parameters={name: _of_the_crashed(name) for name in ("campaign_file", "home")},
+    )
     for flow in (campaign, form):
         deployment = flow.to_deployment(
-            flow.name, parameters={"home": str(home.root)}, entrypoint_type=EntrypointType.MODULE_PATH
+            flow.name,
+            parameters={"home": str(home.root)},
+            concurrency_limit=ConcurrencyLimitConfig(
+                limit=max(len(visible()), 1), collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
+            ),
+            triggers=[again] if flow is campaign else None,
+            entrypoint_type=EntrypointType.MODULE_PATH,
         )
         deployment.apply(work_pool_name=POOL)  # type: ignore[union-attr]
+
+
+def _of_the_crashed(parameter: str) -> dict[str, str]:
+    return {"__prefect_kind": "jinja", "template": f"{{{{ flow_run.parameters['{parameter}'] }}}}"}
 
 
 def _work(ended: threading.Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -21,13 +22,18 @@ import pytest
 import yaml
 from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from demo.workspace import lay_out
 from flows import wiring
+from flows.janitor import tidy
 from flows.server import prefect_server
 from schema.campaign import campaign_json, load_campaign
 from schema.runs import RunStatus
+from tasks.home import Home
+from tasks.store.embedded import EmbeddedPostgres
 from tasks.training.events import StepEvent, StoppedEvent, read_events
+from tests.conftest import remove
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())[
@@ -150,10 +156,20 @@ def test_a_flow_that_is_cancelled_or_killed_leaves_no_trainer_and_is_gone_on_wit
         wait_for(lambda: not any(map(alive, running)))
         trained = events.stat().st_size
         wait_for(lambda: events.stat().st_size > trained)  # by itself: the crash triggers another run
-        assert list(prefect.states().values()) == ["COMPLETED", "CANCELLED", "CRASHED", "RUNNING"]
+
+        running = psutil.Process(worker.pid).children(recursive=True)
+        (run,) = (run for run, state in prefect.states().items() if state == "RUNNING")
+        for process in (psutil.Process(worker.pid), *running):  # as in a power cut: nobody is left to tell
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert prefect.states()[run] == "RUNNING"
+        with temporary_settings({PREFECT_API_URL: prefect.url}):
+            assert tidy(Home.at(home)) >= 2
+        assert prefect.states()[run] == "CRASHED"
     finally:
-        worker.terminate()
-        worker.wait(60)
+        worker.kill()
+        worker.wait()
+        remove(EmbeddedPostgres(home / "postgres"))
     assert [folder.name for folder in sorted(home.glob("runs/demo/0*"))] == ["000"]
 
 
