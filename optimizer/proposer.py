@@ -95,7 +95,7 @@ class Proposer:
         Raises:
             ConfigError: the rules leave nothing of the search space.
         """
-        known = {self._space.key(self._space.complete(t.params)) for t in trials if _decided(t)}
+        known = {self._space.key(self._space.fixed | t.params) for t in trials if _decided(t)}
         if self._sampler == MODEL:
             points = self._by_model(trials, surrogate)
         else:
@@ -162,8 +162,9 @@ class Proposer:
         return next((s for s in allowed if self._usable(s, known)), allowed[0])
 
     def _usable(self, searched: Parameters, known: set[str]) -> bool:
-        full = self._space.complete(searched)
-        return not self._space.violations(full) and self._space.key(full) not in known
+        if self._space.key(self._space.fixed | searched) in known:
+            return False
+        return not self._space.violations(self._space.complete(searched))
 
     def _shadow(self, trials: Sequence[FrozenTrial]) -> optuna.Study:
         """The study the sampler sees: past campaigns first, then this one's trials."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Condition:
     idle: Callable[[Mapping[str, ParameterValue]], bool]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Vocabulary:
     """What is known of parameters beyond the span that is searched.
 
@@ -53,6 +54,11 @@ class Vocabulary:
     def idle(self, full: Mapping[str, ParameterValue]) -> set[str]:
         """Names of the parameters that have no effect beside the others of a filled setting."""
         return {name for c in self.conditions if c.idle(full) for name in c.names}
+
+    def effective(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
+        """See `Space.effective`."""
+        full = self.filled(parameters)
+        return full | dict.fromkeys(self.idle(full)) | self.implied(full)
 
 
 @dataclass(frozen=True)
@@ -130,8 +136,7 @@ class Space:
 
         Settings with equal results are the same training, so that duplicates are recognised.
         """
-        full = self.words.filled(parameters)
-        return full | dict.fromkeys(self.words.idle(full)) | self.words.implied(full)
+        return self.words.effective(parameters)
 
     def filled(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
         """All settable parameters of a past run; defaults where it did not keep them."""
@@ -144,7 +149,7 @@ class Space:
 
     def key(self, parameters: Mapping[str, ParameterValue]) -> str:
         """The same text for settings that are the same training, the random seed included."""
-        return repr(sorted(self.effective(parameters).items()))
+        return _key(self.words, frozenset(parameters.items()))
 
     def encode(self, parameters: Mapping[str, ParameterValue]) -> NDArray[np.float64]:
         """A setting as a point, shape (d,), one column a number (log scale where searched so), one a category.
@@ -209,6 +214,12 @@ def active(parameters: Mapping[str, ParameterValue]) -> Parameters:
     """All settable parameters as they are set, those without effect beside the others as None."""
     full = filled(parameters)
     return full | dict.fromkeys(KOHYA.idle(full))
+
+
+@functools.lru_cache(maxsize=4096)
+def _key(words: Vocabulary, items: frozenset[tuple[str, ParameterValue]]) -> str:
+    """See `Space.key`; each decision asks for the keys of all past runs."""
+    return repr(sorted(words.effective(dict(items)).items()))
 
 
 def numeric(distribution: BaseDistribution) -> bool:

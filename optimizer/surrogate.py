@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import qmc, t
 
 from optimizer.forest import Forest
-from optimizer.gaussian import GaussianProcess
+from optimizer.gaussian import GaussianProcess, one_thread
 from optimizer.history import best_quality, failed, how_it_ended, informative
 from optimizer.space import Space
 from schema.findings import Prediction
@@ -73,9 +73,16 @@ class Surrogate:
             base_model: where predictions are for.
             dataset: likewise.
         """
+        with one_thread():
+            return cls._fit(history, space, failed_quality, (base_model, dataset))
+
+    @classmethod
+    def _fit(
+        cls, history: Sequence[RunHistory], space: Space, failed_quality: float, place: tuple[str, str]
+    ) -> Surrogate:
         runs = informative(history)[-_MOST:]
         x = np.array([space.encode(h.run.all_parameters) for h in runs]).reshape(len(runs), len(space.columns))
-        own = np.array([h.run.base_model == base_model and h.run.dataset == dataset for h in runs], dtype=bool)
+        own = np.array([_where(h) == place for h in runs], dtype=bool)
         weight = np.where(own, 1.0, _ELSEWHERE)
         fails = np.array([failed(h, failed_quality) for h in runs], dtype=float)
         base_rate = float((_PRIOR_RUNS * PRIOR_P_FAIL + weight @ fails) / (_PRIOR_RUNS + weight.sum()))
@@ -113,6 +120,10 @@ class Surrogate:
 
     def predict(self, parameters: Mapping[str, ParameterValue]) -> Prediction:
         """What a full set of parameters will bring; with fewer than 3 measured runs anything may happen."""
+        with one_thread():
+            return self._predict(parameters)
+
+    def _predict(self, parameters: Mapping[str, ParameterValue]) -> Prediction:
         point = self.space.encode(parameters)[None, :]
         if self.quality is None:
             expected = float(np.mean(self.seen)) if self.seen else 50.0
