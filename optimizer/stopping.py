@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import norm
 
-from optimizer.history import best_quality, best_run
+from optimizer.history import best_quality, best_run, related
 from optimizer.objective import TOLERANCE, Curve, curve_state
 from schema.campaign import StoppingSettings
 from schema.findings import Prediction
@@ -136,6 +137,28 @@ def should_stop(
     return Outlook(history, total_epochs).stop(curve, settings)
 
 
+def expected_ends(history: Sequence[RunHistory]) -> dict[uuid.UUID, float]:
+    """Best quality (0-100) that runs stopped early would have come to, by their identity.
+
+    From what finished runs on the same base model and data set still gained; at most the best of these, since
+    none was stopped that was likely to beat it. Those that no finished run tells of are left out.
+    """
+    stopped = [h for h in history if h.run.outcome is Outcome.STOPPED_EARLY and h.curve]
+    found: dict[uuid.UUID, float] = {}
+    for model, data in dict.fromkeys((h.run.base_model, h.run.dataset) for h in stopped):
+        here = related(history, model, data)
+        longest = max(h.run.epochs_done for h in here)
+        outlooks = {
+            total: Outlook(here, total) for total in {_planned(h, longest) for h in related(stopped, model, data)}
+        }
+        for run in related(stopped, model, data):
+            outlook = outlooks[_planned(run, longest)]
+            forecast = outlook.forecast(run.curve)
+            if forecast is not None:
+                found[run.run.uid] = min(forecast.quality, outlook.target or forecast.quality)
+    return found
+
+
 def chance_of_gain(gains: Sequence[float] | Array, needed: float, weight: Array | None = None) -> float:
     """Probability that a run gains more than `needed` points.
 
@@ -177,9 +200,14 @@ def chance_of_front(current: Array, gains: Array, front: Array) -> float:
 
 def _resampled(run: RunHistory, total: int) -> Array:
     """Best quality so far after each of `total` equal shares of a run, shape (total,); nan before the first."""
-    planned = run.run.all_parameters.get("max_train_epochs")
-    epochs = planned if isinstance(planned, int) else run.run.epochs_done
+    epochs = _planned(run, run.run.epochs_done)
     numbers, values = (np.array(v, dtype=float) for v in zip(*((e, q) for e, q in run.curve if e > 0), strict=True))
     best = np.maximum.accumulate(values)
     place = np.searchsorted(numbers, np.arange(1, total + 1) * max(epochs, 1) / total + 1e-9, side="right") - 1
     return np.asarray(np.where(place >= 0, best[np.maximum(place, 0)], np.nan))
+
+
+def _planned(run: RunHistory, otherwise: int) -> int:
+    """Epochs that a run was to have."""
+    planned = run.run.all_parameters.get("max_train_epochs")
+    return planned if isinstance(planned, int) else otherwise

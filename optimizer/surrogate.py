@@ -14,9 +14,10 @@ from optimizer.forest import Forest
 from optimizer.gaussian import GaussianProcess, one_thread
 from optimizer.history import best_quality, failed, how_it_ended, informative
 from optimizer.space import Space
+from optimizer.stopping import expected_ends
 from schema.findings import Prediction
 from schema.parameters import ParameterValue
-from schema.runs import RunHistory
+from schema.runs import Outcome, RunHistory
 
 Array = NDArray[np.float64]
 
@@ -27,6 +28,9 @@ _PRIOR_RUNS = 3.0  # runs that this expectation is worth
 _CONFIDENCE = 0.9
 _LEAST = 3
 _ELSEWHERE = 0.25  # weight of a run on another base model or data set
+_STOPPED = 0.3
+"""Weight of the quality of a run that was stopped early: it is what the run was on its way to."""
+
 _MOST = 300
 _NEAREST = 3
 _STEPS = 4
@@ -64,7 +68,9 @@ class Surrogate:
         """Learn from all runs that say something about their parameters; the newest 300 of them.
 
         Qualities and failures are each fitted by a Gaussian process. Runs on another base model or data set
-        count a quarter, and their qualities are first moved by the difference of the means.
+        count a quarter, and their qualities are first moved by the difference of the means. Of a run that was
+        stopped early its forecast is learnt, with less weight: the best it had would speak against a setting
+        that needs its time.
 
         Args:
             history: all runs there are.
@@ -86,17 +92,19 @@ class Surrogate:
         weight = np.where(own, 1.0, _ELSEWHERE)
         fails = np.array([failed(h, failed_quality) for h in runs], dtype=float)
         base_rate = float((_PRIOR_RUNS * PRIOR_P_FAIL + weight @ fails) / (_PRIOR_RUNS + weight.sum()))
-        qualities = np.array([_or_nan(best_quality(h)) for h in runs])
+        ends = expected_ends(runs)
+        qualities = np.array([ends.get(h.run.uid, _or_nan(best_quality(h))) for h in runs])
+        sure = weight * np.array([_STOPPED if h.run.outcome is Outcome.STOPPED_EARLY else 1.0 for h in runs])
         measured = ~np.isnan(qualities)
         places = [_where(h) for h, m in zip(runs, measured, strict=True) if m]
         levelled = _levelled(qualities[measured], own[measured], places)
         worth = np.full(len(runs), -math.inf)
         worth[measured] = np.where(fails[measured] > 0, -math.inf, levelled)
-        process = _fit(x[measured], levelled, weight[measured], None)
-        steps = None if process is None else Forest.fit(x[measured], levelled, weight[measured])
+        process = _fit(x[measured], levelled, sure[measured], None)
+        steps = None if process is None else Forest.fit(x[measured], levelled, sure[measured])
         smooth, spread = 1.0, math.inf
         if process is not None and steps is not None:
-            smooth, spread = _calibrated(process, steps, x[measured], levelled, weight[measured])
+            smooth, spread = _calibrated(process, steps, x[measured], levelled, sure[measured])
         risk = _fit(x, fails, weight, base_rate) if 0 < fails.sum() < len(fails) else None
         return cls(
             space=space,

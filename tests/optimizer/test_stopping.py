@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from optimizer.stopping import Outlook, chance_of_front, chance_of_gain, should_stop
+from optimizer.stopping import Outlook, chance_of_front, chance_of_gain, expected_ends, should_stop
 from schema.campaign import StoppingSettings
 from schema.runs import Outcome
 from tests.optimizer.worlds import a_run
@@ -73,3 +73,15 @@ def test_chance_falls_with_what_is_missing_and_is_never_sure_from_few_runs() -> 
     assert chances[0] == 1.0
     assert chances == sorted(chances, reverse=True)
     assert chance_of_gain([1.0, 2.0, 3.0], 5.0) > chance_of_gain([1.0, 2.0, 3.0] * 5, 5.0) > 0
+
+
+def test_a_stopped_run_is_taken_for_what_it_was_on_its_way_to() -> None:
+    cut = a_run(50, {"max_train_epochs": 5}, outcome=Outcome.STOPPED_EARLY, curve=[21, 41])
+    leader = a_run(51, {"max_train_epochs": 5}, outcome=Outcome.STOPPED_EARLY, curve=[60, 64])
+    ends = expected_ends([*HISTORY, cut, leader])
+    assert ends[cut.run.uid] == pytest.approx(61.0, abs=2)
+    assert ends[leader.run.uid] == 65.0  # no better than the best that was seen to its end
+    assert expected_ends([*HISTORY[:1], cut]).keys() == {cut.run.uid}
+    assert expected_ends([cut]) == {}
+    elsewhere = a_run(52, {}, outcome=Outcome.STOPPED_EARLY, curve=[21], base_model="other")
+    assert expected_ends([*HISTORY, elsewhere]) == {}
