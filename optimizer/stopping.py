@@ -62,10 +62,20 @@ class Outlook:
         self.target = None if champion is None else best_quality(champion)
         self.champion = "" if champion is None else champion.run.run_name
 
-    def gains(self, epoch: int) -> Array:
-        """Points (>= 0) that each finished run gained after the same share of its epochs: shape (m,)."""
+    @property
+    def runs(self) -> int:
+        """Finished runs that there are to judge by."""
+        return len(self._best)
+
+    def gains(self, epoch: int, until: int | None = None) -> Array:
+        """Points (>= 0) that each finished run gained after the same share of its epochs: shape (m,).
+
+        Args:
+            epoch: after which.
+            until: epoch at which the gain is looked at; the end if left out.
+        """
         known = self._known(epoch)
-        return np.asarray(known[:, -1] - known[:, epoch - 1])
+        return np.asarray(known[:, (until or self.total) - 1] - known[:, epoch - 1])
 
     def forecast(self, curve: Curve, expected: Prediction | None = None) -> Forecast | None:
         """What the run will come to; None where no finished run tells.
@@ -88,9 +98,9 @@ class Outlook:
             variance = prior * variance / (prior + variance)
         return Forecast(min(reached, 100.0), math.sqrt(variance), len(gains))
 
-    def chance(self, curve: Curve, target: float) -> float:
-        """Probability that the run's best epoch will beat `target`."""
-        gains = self.gains(self._epoch(curve))
+    def chance(self, curve: Curve, target: float, until: int | None = None) -> float:
+        """Probability that the run's best epoch will beat `target`, by epoch `until` or its end."""
+        gains = self.gains(self._epoch(curve), until)
         return chance_of_gain(gains, target - max(q for _, q in curve), self._likeness(curve))
 
     def stop(self, curve: Curve, settings: StoppingSettings) -> str | None:

@@ -82,6 +82,15 @@ class StoppingSettings(Frozen):
     min_chance: float = Field(0.1, ge=0, le=1, description="stop below this chance of beating the best run")
 
 
+class EffortSettings(Frozen):
+    """How much is drawn of an epoch."""
+
+    few_prompts: int = Field(
+        4, ge=1, description="prompts, one seed each, drawn of an epoch that can hardly win; a large number: always all"
+    )
+    min_chance: float = Field(0.1, ge=0, le=1, description="all are drawn from this chance of coming near the best run")
+
+
 class RetentionSettings(Frozen):
     """Which files stay when a trial has ended; pictures always do."""
 
@@ -129,6 +138,7 @@ class CampaignFile(Frozen):
     budget: Budget = Budget()
     gate: GateSettings = GateSettings()
     stopping: StoppingSettings = StoppingSettings()
+    effort: EffortSettings = EffortSettings()
     retention: RetentionSettings = RetentionSettings()
     folder: Path = Field(Path("."), exclude=True, description="folder of the file; set when it is read")
 
