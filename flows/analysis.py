@@ -88,7 +88,7 @@ def show(context: Context, found: Analysis) -> Path:
         The path of the report.
     """
     from tasks.dashboard.annotate import annotate_study
-    from tasks.reports.charts import quality_curves
+    from tasks.reports.charts import calibration, quality_curves
     from tasks.reports.html import write_report
     from tasks.reports.markdown import campaign_note
 
@@ -97,7 +97,9 @@ def show(context: Context, found: Analysis) -> Path:
     best = crowned(history, context.space)
     curves = quality_curves(history, base, best.run.run_name if best else None)
     note = campaign_note(history, found, refusals, base)
-    annotate_study(context.study.study, note, {"quality-by-epoch": curves})
+    annotate_study(
+        context.study.study, note, {"quality-by-epoch": curves, "predicted-and-measured": calibration(history)}
+    )
     if best is not None and best.run.best_checkpoint is not None:
         copy_atomically(context.home.absolute(best.run.best_checkpoint), context.home.best_lora(context.name))
     report = context.home.report(context.name)
