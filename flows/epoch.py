@@ -124,8 +124,8 @@ def keep(context: Context, run: TrainingRun, result: EpochResult) -> str | None:
             context.study.study, run.number, context.home.artifacts, context.home.absolute(result.sample_sheet)
         )
     progress.listener.measured(result)
-    curve = RunHistory(run=run, epochs=tuple(context.store.epochs(run.uid))).curve
-    return should_stop(curve, others_of(context, run), context.file.stopping, epochs_of(run))
+    sofar = RunHistory(run=run, epochs=tuple(context.store.epochs(run.uid)))
+    return should_stop(sofar, others_of(context, run), context.file.stopping, epochs_of(run))
 
 
 def others_of(context: Context, run: TrainingRun) -> list[RunHistory]:

@@ -54,7 +54,7 @@ class Acquisition:
             best: quality to improve upon; None before anything was measured here, then the expectation counts.
         """
         self._surrogate = surrogate
-        process = surrogate.quality
+        process = surrogate.wary
         self._processes = [] if process is None else [process.stretched(f).believing(running) for f in (1, *_STRETCHES)]
         self._best = best
 

@@ -48,6 +48,7 @@ class Surrogate:
     names: tuple[str, ...]
     x: Array  # (n, d)
     quality: GaussianProcess | None
+    wary: GaussianProcess | None  # of qualities too, a failed run counting as the worst that was measured
     failure: GaussianProcess | None
     votes: Forest | None
     steps: Forest | None  # of qualities
@@ -102,6 +103,12 @@ class Surrogate:
         worth[measured] = np.where(fails[measured] > 0, -math.inf, levelled)
         process = _fit(x[measured], levelled, sure[measured], None)
         steps = None if process is None else Forest.fit(x[measured], levelled, sure[measured])
+        wary = process
+        if process is not None and not measured.all():
+            # Beside a cliff the risk alone is too mild: its width is known sooner than its place.
+            penalised = np.full(len(runs), levelled.min())
+            penalised[measured] = levelled
+            wary = GaussianProcess.fit(x, penalised, sure)
         smooth, spread = 1.0, math.inf
         if process is not None and steps is not None:
             smooth, spread = _calibrated(process, steps, x[measured], levelled, sure[measured])
@@ -112,6 +119,7 @@ class Surrogate:
             names=tuple(h.run.run_name for h in runs),
             x=x,
             quality=process,
+            wary=wary,
             failure=risk,
             votes=None if risk is None else Forest.fit(x, fails, weight),
             steps=steps,

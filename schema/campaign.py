@@ -72,6 +72,13 @@ class GateSettings(Frozen):
     max_skips_in_a_row: int = Field(6, ge=1, description="then the least bad one runs")
 
 
+Objective = Literal[
+    "overall", "colour", "style", "background_accuracy", "hair_accuracy", "crown_accuracy", "colour_purity",
+    "edge_sharpness", "pixel_art_purity", "palette_score", "dithering_score",
+]  # fmt: skip
+"""Measures of an epoch's mean picture of which more is better, 0-100."""
+
+
 class StoppingSettings(Frozen):
     """When a trial ends before its last epoch."""
 
@@ -80,6 +87,16 @@ class StoppingSettings(Frozen):
     min_share: float = Field(0.3, ge=0, le=1, description="share of its epochs that every trial may finish")
     min_runs: int = Field(3, ge=1, description="finished runs needed to compare with")
     min_chance: float = Field(0.1, ge=0, le=1, description="stop below this chance of beating the best run")
+    objectives: tuple[Objective, ...] = Field(
+        (), description="measures: a run that may still get onto their Pareto front goes on, whatever its quality"
+    )
+
+    @field_validator("objectives")
+    @classmethod
+    def _several(cls, names: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        if len(names) == 1 or len(set(names)) < len(names):
+            raise ValueError(f"a front is of two measures or more, each once, but objectives are {', '.join(names)}")
+        return names
 
 
 class EffortSettings(Frozen):
