@@ -104,10 +104,10 @@ class Surrogate:
         process = _fit(x[measured], levelled, sure[measured], None)
         steps = None if process is None else Forest.fit(x[measured], levelled, sure[measured])
         wary = process
-        if process is not None and not measured.all():
-            # Beside a cliff the risk alone is too mild: its width is known sooner than its place.
-            penalised = np.full(len(runs), levelled.min())
-            penalised[measured] = levelled
+        if process is not None and fails.any():
+            # Beside a cliff the risk alone is too mild, and what a run had before it broke is no promise.
+            fine = worth[np.isfinite(worth)]
+            penalised = np.where(np.isfinite(worth), worth, fine.min() if len(fine) else 0.0)
             wary = GaussianProcess.fit(x, penalised, sure)
         smooth, spread = 1.0, math.inf
         if process is not None and steps is not None:
@@ -128,7 +128,7 @@ class Surrogate:
             base_rate=base_rate,
             seen=tuple(levelled),
             best=max(levelled[own[measured]], default=None),
-            units=np.array([[space.unit(n, h.run.all_parameters.get(n)) for n in space.names] for h in runs]),
+            units=np.array([space.units(h.run.all_parameters) for h in runs]),
             worth=worth,
             weight=float(weight.sum()),
             ends=tuple(_kind(h) if bad else "" for h, bad in zip(runs, fails, strict=True)),
@@ -219,7 +219,7 @@ class Surrogate:
         """Quality points that each searched parameter's value gains against its mean over the parameter's span."""
         if self.quality is None:
             return {}
-        here = np.array([self.space.unit(name, parameters.get(name)) for name in self.space.names])
+        here = self.space.units(parameters)
         d = len(here)
         units = np.tile(here, (1 + d * _STEPS, 1))
         for i in range(d):

@@ -40,6 +40,12 @@ class Choices(Frozen):
 SearchSpace = dict[str, Range | Choices]
 
 
+def ratio_of(name: str) -> tuple[str, str] | None:
+    """The two parameters of a searched ratio ``a/b``; None for the name of a parameter."""
+    part, slash, whole = name.partition("/")
+    return (part.strip(), whole.strip()) if slash else None
+
+
 class Budget(Frozen):
     """When a campaign ends: at the first of these."""
 
@@ -163,6 +169,9 @@ class CampaignFile(Frozen):
     @classmethod
     def _searchable(cls, space: SearchSpace) -> SearchSpace:
         for name, span in space.items():
+            if ratio_of(name) is not None:
+                _check_ratio(name, span, space)
+                continue
             spec = parameter(name)
             if not spec.searchable:
                 raise ConfigError(f"{name} cannot be searched: set it under [fixed]")
@@ -183,7 +192,8 @@ class CampaignFile(Frozen):
 
     @model_validator(mode="after")
     def _once(self) -> CampaignFile:
-        both = sorted(set(self.search) & set(self.fixed))
+        computed = {parts[0] for name in self.search if (parts := ratio_of(name)) is not None}
+        both = sorted((set(self.search) | computed) & set(self.fixed))
         if both:
             raise ConfigError(f"{', '.join(both)} stands in both [search] and [fixed]: remove one")
         for setting in self.start:
@@ -224,6 +234,25 @@ class CampaignFile(Frozen):
     def prompts_file(self) -> Path:
         """Path of the prompt suite."""
         return self.path(self.campaign.prompts)
+
+
+def _check_ratio(name: str, span: Range | Choices, space: SearchSpace) -> None:
+    """A ratio is of two different numbers, positive, and stands in place of its first parameter.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    part, whole = ratio_of(name) or (name, name)
+    for one in (part, whole):
+        if parameter(one).kind not in (Kind.FLOAT, Kind.INT) or not parameter(one).searchable:
+            raise ConfigError(f"{name} cannot be searched: {one} is no number that may be searched")
+    if part == whole or sum((ratio_of(other) or (other,))[0] == part for other in space) > 1:
+        raise ConfigError(f"{name} stands in place of {part}: search {part} once, as itself or as a ratio")
+    if ratio_of(whole) is not None or any((ratio_of(other) or ("", ""))[0] == whole for other in space):
+        raise ConfigError(f"{name} cannot be computed: {whole} is a ratio itself")
+    values = span.choices if isinstance(span, Choices) else (span.low, span.high)
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and v > 0 for v in values):
+        raise ConfigError(f"{name} is a ratio of two numbers: give it numbers above 0")
 
 
 def load_campaign(path: Path) -> CampaignFile:
