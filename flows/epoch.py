@@ -54,13 +54,14 @@ def epoch(
 
 def _judged(context: Context, run: TrainingRun, epoch_number: int, checkpoint: Path) -> EpochResult:
     """A few prompts where the epoch can hardly win; the whole suite else, or where the few came out well."""
+    prompts, seeds = len(context.suite.prompts), len(context.suite.seeds)
     sofar = RunHistory(run=run, epochs=tuple(context.store.epochs(run.uid)))
-    effort = Effort(context.file.effort, sofar, others_of(context, run), epochs_of(run))
-    if few := effort.few(epoch_number, len(context.suite.prompts)):
+    effort = Effort(context.file.effort, sofar, others_of(context, run), epochs_of(run), prompts, seeds)
+    if few := effort.few(epoch_number):
         part = context.suite.part(few)
         pictures = draw(context, checkpoint, run.number, epoch_number, part)
         result = measure_epoch(context, run, epoch_number, pictures, part)
-        quality = effort.comparable(result.quantitative_metrics, few, len(context.suite.seeds))
+        quality = effort.comparable(result.quantitative_metrics, few)
         if not effort.decides(quality):
             return result.changed(quality=quality)
     return measure_epoch(context, run, epoch_number, draw(context, checkpoint, run.number, epoch_number))

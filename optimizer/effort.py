@@ -26,14 +26,18 @@ class Effort:
         run: the run with its epochs so far, their single pictures included.
         history: other runs on the same base model and data set.
         total: epochs planned for the run.
+        prompts: in the suite.
+        seeds: with which each prompt is drawn.
     """
 
     settings: EffortSettings
     run: RunHistory
     history: Sequence[RunHistory]
     total: int
+    prompts: int
+    seeds: int
 
-    def few(self, epoch: int, prompts: int) -> tuple[int, ...]:
+    def few(self, epoch: int) -> tuple[int, ...]:
         """Places of the prompts that are enough for an epoch, spread over the suite; empty where all are due.
 
         All are due in a run's first epoch, which the few are compared with later; where no finished run tells
@@ -41,19 +45,17 @@ class Effort:
 
         Args:
             epoch: about to be drawn, from 1.
-            prompts: in the suite.
         """
         count = self.settings.few_prompts
-        if count >= prompts or not self._whole() or self._chance(epoch) >= self.settings.min_chance:
+        if count >= self.prompts or not self._whole() or self._chance(epoch) >= self.settings.min_chance:
             return ()
-        return tuple(int(i) for i in np.linspace(0, prompts - 1, count).round())
+        return tuple(int(i) for i in np.linspace(0, self.prompts - 1, count).round())
 
     def decides(self, quality: float | None) -> bool:
-        """True where what a few prompts came to calls for all of them: it may be the best, of its run or of all."""
-        best = max((q for _, q in self.run.curve), default=None)
-        return quality is None or best is None or quality >= min(best, self._target()) - _MARGIN
+        """True where what a few prompts came to (0-100) calls for all of them: no epoch becomes the best by a few."""
+        return quality is None or quality >= self._target() - _MARGIN
 
-    def comparable(self, metrics: EpochMetrics, few: Sequence[int], seeds: int) -> float | None:
+    def comparable(self, metrics: EpochMetrics, few: Sequence[int]) -> float | None:
         """Quality (0-100) of an epoch measured on a few prompts, as the whole suite would give it.
 
         Moved by how far these prompts were off the whole in the run's epochs that had all of it.
@@ -61,19 +63,18 @@ class Effort:
         Args:
             metrics: of the few, one seed each.
             few: their places in the suite.
-            seeds: pictures of each prompt in the whole suite.
         """
         quality = quality_of(metrics)
         if quality is None:
             return None
         off = [quality_of(m) or 0.0 for m in self._whole()]
-        part = [np.mean([m.pictures[i * seeds].overall for i in few]) for m in self._whole()]
+        part = [np.mean([m.pictures[i * self.seeds].overall for i in few]) for m in self._whole()]
         return float(np.clip(quality + np.mean(np.subtract(off, part)), 0.0, 100.0))
 
     def _whole(self) -> list[EpochMetrics]:
-        """Measurements of the run's epochs that had the whole suite."""
-        found = [e.quantitative_metrics for e in self.run.epochs]
-        return [m for m in found if m.share == 1.0 and m.mean is not None and m.pictures]
+        """Measurements of the run's epochs that had the whole suite, as it is now."""
+        found = [e.quantitative_metrics for e in self.run.epochs if e.quality is not None]
+        return [m for m in found if len(m.pictures) == self.prompts * self.seeds]
 
     def _target(self) -> float:
         champion = best_run(self.history)
