@@ -123,7 +123,7 @@ class Space:
         for name in self.ties.keys() & searched.keys():
             part, whole = self.ties[name]
             base, ratio = self.words.filled(plain)[whole], searched[name]
-            if isinstance(base, int | float) and isinstance(ratio, int | float):
+            if isinstance(base, int | float) and isinstance(ratio, int | float) and base:  # else it has no effect
                 plain[part] = _in_kind(part, ratio * base)
         return plain
 
