@@ -73,7 +73,9 @@ class GateSettings(Frozen):
 
     enabled: bool = True
     min_runs: int = Field(5, ge=1, description="before so many finished runs nothing is refused on predictions")
-    max_p_fail: float = Field(0.55, gt=0, le=1, description="refuse above this probability of failure")
+    max_p_fail: float = Field(
+        0.45, gt=0, le=1, description="refuse above this probability of failure; from few runs above a higher one"
+    )
     audit_share: float = Field(0.1, ge=0, le=1, description="share of refused proposals that run anyway")
     max_skips_in_a_row: int = Field(6, ge=1, description="then the least bad one runs")
 
