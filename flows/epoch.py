@@ -93,17 +93,24 @@ def measure_epoch(context: Context, run: TrainingRun, epoch_number: int, picture
 @task(name="keep", cache_policy=NO_CACHE)
 def keep(context: Context, run: TrainingRun, result: EpochResult) -> str | None:
     """Store the result, show it in the dashboard, tell Optuna, and ask whether to go on."""
-    from tasks.dashboard.annotate import attach_sheet
-
     context.store.save_epoch(result)
-    if result.quality is not None:
-        context.study.report(run.number, result.epoch_number, result.quality)
-    if result.sample_sheet is not None:
-        attach_sheet(
-            context.study.study, run.number, context.home.artifacts, context.home.absolute(result.sample_sheet)
-        )
+    tell_study(context, run, result)
     progress.listener.measured(result)
     curve = RunHistory(run=run, epochs=tuple(context.store.epochs(run.uid))).curve
     total = run.all_parameters["max_train_epochs"]
     others = [h for h in context.related() if h.run.uid != run.uid]
     return should_stop(curve, others, context.file.stopping, int(total or 1))
+
+
+def tell_study(context: Context, run: TrainingRun, result: EpochResult) -> None:
+    """Report an epoch to Optuna and show its pictures in the dashboard; told twice, nothing changes."""
+    from tasks.dashboard.annotate import attach_sheet
+
+    if not context.study.is_open(run.number):
+        return
+    if result.quality is not None:
+        context.study.report(run.number, result.epoch_number, result.quality)
+    if result.sample_sheet is not None and context.home.absolute(result.sample_sheet).exists():
+        attach_sheet(
+            context.study.study, run.number, context.home.artifacts, context.home.absolute(result.sample_sheet)
+        )
