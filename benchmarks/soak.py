@@ -238,6 +238,9 @@ def _count(soak: Soak, orphans: int) -> dict[str, int]:
     finally:
         soak.postgres.stop()
     expected = {(number, epoch) for number, epochs in truth.items() for epoch in epochs}
+    for name, found in (("the database", set(rows)), ("Optuna", set(told))):
+        if missing := sorted(expected - found):
+            print(f"not in {name}: {missing}", file=sys.stderr)
     return {
         "trials": len(truth),
         "trials_not_ok": sum(outcomes.values()) - outcomes["ok"],

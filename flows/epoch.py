@@ -116,15 +116,8 @@ def measure_epoch(
 @task(name="keep", cache_policy=NO_CACHE)
 def keep(context: Context, run: TrainingRun, result: EpochResult) -> str | None:
     """Store the result, show it in the dashboard, tell Optuna, and ask whether to go on."""
-    from tasks.dashboard.annotate import attach_sheet
-
     context.store.save_epoch(result)
-    if result.quality is not None:
-        context.study.report(run.number, result.epoch_number, result.quality)
-    if result.sample_sheet is not None:
-        attach_sheet(
-            context.study.study, run.number, context.home.artifacts, context.home.absolute(result.sample_sheet)
-        )
+    tell_study(context, run, result)
     progress.listener.measured(result)
     if run.verdict is not None and run.verdict.rule == PAIRED_TEST:
         return None  # a half that ends before its time would be an unfair one
@@ -140,3 +133,17 @@ def others_of(context: Context, run: TrainingRun) -> list[RunHistory]:
 def epochs_of(run: TrainingRun) -> int:
     """Epochs that the run is to have."""
     return int(run.all_parameters["max_train_epochs"] or 1)
+
+
+def tell_study(context: Context, run: TrainingRun, result: EpochResult) -> None:
+    """Report an epoch to Optuna and show its pictures in the dashboard; told twice, nothing changes."""
+    from tasks.dashboard.annotate import attach_sheet
+
+    if not context.study.is_open(run.number):
+        return
+    if result.quality is not None:
+        context.study.report(run.number, result.epoch_number, result.quality)
+    if result.sample_sheet is not None and context.home.absolute(result.sample_sheet).exists():
+        attach_sheet(
+            context.study.study, run.number, context.home.artifacts, context.home.absolute(result.sample_sheet)
+        )

@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 
 from flows import interrupt, pause, progress
 from flows.data import audited
-from flows.epoch import epoch
+from flows.epoch import epoch, tell_study
 from flows.patience import patiently
 from flows.wiring import Context, open_campaign
 from optimizer.analysis.diagnosis import diagnose_run
@@ -78,7 +78,10 @@ def _guarded(context: Context, run: TrainingRun) -> TrainingRun:
 
 def _train(context: Context, run: TrainingRun) -> TrainingRun:
     """Follow the trainer to its end; judge each checkpoint meanwhile."""
-    measured = {e.epoch_number for e in context.store.epochs(run.uid)}
+    kept = context.store.epochs(run.uid)
+    measured = {e.epoch_number for e in kept}
+    for earlier in kept:  # a kill may have come between the store and the study
+        tell_study(context, run, earlier)
     total, last_step = 0, 0.0
     with context.trainer(run) as trainer:
         for event in trainer.follow():
