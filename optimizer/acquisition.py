@@ -55,7 +55,9 @@ class Acquisition:
         """
         self._surrogate = surrogate
         process = surrogate.wary
-        self._processes = [] if process is None else [process.stretched(f).believing(running) for f in (1, *_STRETCHES)]
+        stretches = (1, *_STRETCHES)
+        with one_thread():
+            self._processes = [] if process is None else [process.stretched(f).believing(running) for f in stretches]
         self._best = best
 
     def score(self, units: Array) -> Array:
