@@ -41,11 +41,13 @@ def up(
 
     Example: [bold]pixelloop up --home /data/pixelloop[/], then campaigns start in Prefect's UI
     """
-    from flows.up import running
+    from flows.up import check_ports, running
     from tasks.home import Home
 
     place = Home.at(home)
     _ = place.uid
+    if running(place) is None:
+        check_ports({"prefect": prefect_port, "dashboard": dashboard_port})
     words = [sys.executable, "-m", "flows.up", str(place.root), str(prefect_port), str(dashboard_port)]
     if foreground:
         raise typer.Exit(subprocess.call(words))
@@ -69,7 +71,7 @@ def down(home: HomeOption = DEFAULT_HOME) -> None:
 
     Example: [bold]pixelloop down --home /data/pixelloop[/]
     """
-    from flows.up import running
+    from flows.up import is_held, running
     from tasks.home import Home
 
     place = Home.at(home)
@@ -78,7 +80,7 @@ def down(home: HomeOption = DEFAULT_HOME) -> None:
         raise NotFoundError(f"nothing is up in {home}: 'pixelloop up' starts it")
     os.kill(int(told["pid"]), signal.SIGTERM)
     until = time.monotonic() + _END
-    while running(place) is not None or place.up_state.exists():
+    while is_held(place):
         if time.monotonic() > until:
             raise PixelloopError(f"process {told['pid']} does not end: see {place.up_log}")
         time.sleep(0.2)

@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from flows import wiring
 from flows.server import prefect_server
+from schema.errors import ConfigError, PixelloopError
 from tasks.claims import Claim
 from tasks.home import Home, replace_text
 
@@ -28,16 +29,22 @@ _LOOK = 1.0
 
 def running(home: Home) -> dict[str, Any] | None:
     """Process id and addresses of what runs in a home: ``pid``, ``prefect``, ``dashboard``; None where nothing does."""
-    if not home.up_claim.exists():
-        return None
-    claim = Claim.take(home.up_claim)
-    if claim is not None:
-        claim.release()
+    if not is_held(home):
         return None
     with contextlib.suppress(OSError, ValueError):
         found: dict[str, Any] = json.loads(home.up_state.read_text())
         return found
     return None  # it is just starting
+
+
+def is_held(home: Home) -> bool:
+    """Whether a process keeps everything running in a home, or is starting it, or ending it."""
+    if not home.up_claim.exists():
+        return False
+    claim = Claim.take(home.up_claim)
+    if claim is not None:
+        claim.release()
+    return claim is None
 
 
 def main() -> None:
@@ -53,7 +60,31 @@ def main() -> None:
     claim = Claim.take(place.up_claim)
     if claim is None:
         sys.exit(f"pixelloop is up already in {place.root}: 'pixelloop down' ends it")
-    with claim, wiring.session():
+    with claim:
+        try:
+            _keep(place, prefect_port, dashboard_port, ended)
+        except PixelloopError as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)
+
+
+def check_ports(ports: Mapping[str, int]) -> None:
+    """Look before anything is started, which takes half a minute.
+
+    Raises:
+        ConfigError: a port is in use, or may not be opened.
+    """
+    from tasks.dashboard.serve import DashboardServer, listen
+
+    for name, port in ports.items():
+        try:
+            listen(DashboardServer, "127.0.0.1", port, free_port=False).server_close()
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("another --port", f"another --{name}-port")) from None
+
+
+def _keep(place: Home, prefect_port: int, dashboard_port: int, ended: threading.Event) -> None:
+    with wiring.session():
         place.up_state.unlink(missing_ok=True)
         services = wiring.open_home(str(place.root))
         with (

@@ -17,7 +17,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from schema.errors import ConfigError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
+    from optuna.storages import BaseStorage, RDBStorage
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,13 @@ class DashboardServer(ThreadingMixIn, WSGIServer):
     """A listening server; `serve_forever` runs it and `server_close` frees its port."""
 
     daemon_threads = True  # a browser's open connection must not hold up Ctrl-C
+    storage: RDBStorage | None = None
+
+    def server_close(self) -> None:
+        """Free the port, and the database's connections: one that is held keeps the embedded server from stopping."""
+        super().server_close()
+        if self.storage is not None:
+            self.storage.engine.dispose()
 
     @property
     def url(self) -> str:
@@ -88,6 +95,8 @@ def open_server(
     """A server that listens but does not answer yet; arguments and errors as `serve`."""
     server = listen(DashboardServer, host, port, free_port)  # first the port: the application takes seconds to import
     try:
+        if isinstance(storage, str):
+            storage = server.storage = _open_storage(storage)
         server.set_app(_application(storage, artifact_dir))
     except BaseException:
         server.server_close()
@@ -111,16 +120,15 @@ def listen(kind: type[Server], host: str, port: int, free_port: bool) -> Server:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
 
 
-def _application(storage: str | BaseStorage, artifact_dir: Path) -> Any:
+def _application(storage: BaseStorage, artifact_dir: Path) -> Any:
     from optuna.artifacts import FileSystemArtifactStore
     from optuna_dashboard import wsgi
 
     artifact_dir.mkdir(parents=True, exist_ok=True)
-    opened = _open_storage(storage) if isinstance(storage, str) else storage
-    return wsgi(opened, artifact_store=FileSystemArtifactStore(artifact_dir))
+    return wsgi(storage, artifact_store=FileSystemArtifactStore(artifact_dir))
 
 
-def _open_storage(url: str) -> BaseStorage:
+def _open_storage(url: str) -> RDBStorage:
     from optuna.storages import RDBStorage
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
