@@ -134,6 +134,6 @@ def show(context: Context, found: Analysis) -> Path:
     curves = quality_curves(history, base, best.run.run_name if best else None)
     annotate_study(context.study.study, _note(context, found), {"quality-by-epoch": curves})
     if best is not None and best.run.best_checkpoint is not None:
-        copy_atomically(context.home.absolute(best.run.best_checkpoint), context.home.best_lora(context.name))
+        copy_atomically(context.home.inside(best.run.best_checkpoint), context.home.best_lora(context.name))
     report = context.home.report(context.name)
     return write_report(report, context.name, history, found, refusals, base, context.home.root)

@@ -91,7 +91,7 @@ def retest(
 
     Example: [bold]pixelloop retest old-loras/ --base-model models/sd15 --prompts prompts.toml[/]
     """
-    from tasks.sampling.pictures import save_pictures, save_sheet
+    from tasks.sampling.pictures import file_name, save_pictures, save_sheet
     from tasks.sampling.pipeline import Sampler
 
     files = _under(checkpoints, {".safetensors"}, "LoRA files")
@@ -105,8 +105,9 @@ def retest(
         except PixelloopError as error:
             broken.append(str(error))
             continue
-        save_pictures(drawn, suite, folder / file.stem)
-        save_sheet(drawn, suite, folder / f"{file.stem}.png")
+        name = file_name(file.stem)
+        save_pictures(drawn, suite, folder / name)
+        save_sheet(drawn, suite, folder / f"{name}.png")
         tested[_name(file, files)] = _epoch_metrics(drawn, suite.prompts, len(suite.seeds))
     if as_json:
         _json({name: metrics.model_dump(mode="json") for name, metrics in tested.items()})
