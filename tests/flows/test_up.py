@@ -85,6 +85,13 @@ def test_nothing_listens_beyond_this_machine(up: Up) -> None:
     assert {address for address, _ in places} <= {"127.0.0.1", "::1"}, places
 
 
+def test_a_web_page_from_elsewhere_may_not_ask_the_server(up: Up) -> None:
+    for origin, allowed in (("http://elsewhere.invalid", None), (up.told["prefect"], up.told["prefect"])):
+        asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        answer = httpx.options(f"{up.told['prefect']}/api/flow_runs/filter", headers=asks)
+        assert answer.headers.get("access-control-allow-origin") == allowed
+
+
 def test_up_twice_says_where_it_is(up: Up) -> None:
     again = pixelloop("up", "--home", up.home)
     assert again.returncode == 0
