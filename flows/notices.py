@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,6 +24,8 @@ def notify(context: Context, kind: Kind, subject: str, body: str) -> None:
     places = context.services.settings.notify
     if places is None or kind not in context.file.notify.on:
         return
+    # Apprise's log, of Prefect's blocks too, holds the tokens of addresses that it does not like.
+    logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
     for place in places.get_secret_value().split():
         try:
             _sender(place)(subject, body)
@@ -53,10 +57,16 @@ def _sender(place: str) -> Send:
 
     sender = Apprise()
     if not sender.add(place):
-        raise ConfigError(f"PIXELLOOP_NOTIFY has an address that Apprise does not know: {place.partition(':')[0]}:...")
+        raise ConfigError(f"PIXELLOOP_NOTIFY has an address that Apprise does not know: {_shown(place)}")
 
     def send(subject: str, body: str) -> None:
         if not sender.notify(body=body, title=subject):
-            raise ConfigError(f"{place.partition(':')[0]}:... did not take it")
+            raise ConfigError(f"{_shown(place)} did not take it")
 
     return send
+
+
+def _shown(place: str) -> str:
+    """What may be told of an address: tokens stand in all of it but the scheme."""
+    scheme = re.match(r"[a-z][a-z0-9+.-]*://", place)
+    return f"{scheme[0] if scheme else ''}..."
