@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from schema.errors import ConfigError, PixelloopError
@@ -223,7 +224,7 @@ def _table(what: str, rows: Sequence[tuple[str, PictureMetrics]]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
     for name, metrics in rows:
         cells = [_number(getattr(metrics, field), field) for field in _COLUMNS]
-        table.add_row(name, *cells, *(getattr(metrics, field) or "" for field in colours))
+        table.add_row(escape(name), *cells, *(getattr(metrics, field) or "" for field in colours))
     return table
 
 
@@ -245,6 +246,6 @@ def _json(value: Any) -> None:
 def _complain(broken: Sequence[str]) -> None:
     """Say what could not be used, after everything else is done."""
     for sentence in broken:
-        err.print(f"[red]pixelloop:[/] {sentence}", soft_wrap=True, highlight=False)
+        err.print(f"[red]pixelloop:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
     if broken:
         raise typer.Exit(2)

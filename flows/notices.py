@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal
 
+from rich.markup import escape
+
 from flows import progress
 from flows.wiring import Context
 from schema.errors import ConfigError
@@ -31,7 +33,7 @@ def notify(context: Context, kind: Kind, subject: str, body: str) -> None:
             _sender(place)(subject, body)
         except Exception as error:  # noqa: BLE001 - whatever a chat's server or its client may raise
             told = str(error) if isinstance(error, ConfigError) else type(error).__name__  # others may hold the address
-            progress.listener.message(f"[yellow]a notice could not be sent[/]: {told}")
+            progress.listener.message(f"[yellow]a notice could not be sent[/]: {escape(told)}")
 
 
 def notify_of_trial(context: Context, run: TrainingRun, best_before: float | None) -> None:
