@@ -90,7 +90,7 @@ def answer(trial: Trial, healthy: Sequence[RunHistory], space: Space, base: Path
     audit = audit_dataset(trial.dataset, trial.run.run.all_parameters, tokens)
     others = [h for h in healthy if h.run.uid != trial.run.run.uid]
     found = diagnose_run(trial.run, others, space, audit)
-    harmed = any(d.issue not in ("risky_setting", "risky_data") and not d.normal_for_epoch for d in found)
+    harmed = any(d.issue not in ("risky_setting", "risky_data", "slow") and not d.normal_for_epoch for d in found)
     return Answer(trial, blamed(found), harmed)
 
 

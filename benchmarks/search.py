@@ -1,4 +1,4 @@
-"""The search against random, TPE, GPSampler and TPE with a median pruner, on replayed tables of real trainings.
+"""The search against random, TPE, GPSampler, TPE with a median pruner and SMAC3, on replayed tables of real trainings.
 
     python -m benchmarks.search [--quick] [--data DIR] [--json]
 
@@ -8,7 +8,6 @@ Without --data the tables of ../shared/data/tables are taken where they lie, els
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import warnings
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 
+from benchmarks import searcher_smac
 from benchmarks.campaigns import CampaignOnTable
 from benchmarks.gatekeeping import Refusals, SweepRule, best_rule, refusals, transfer_first, veto_on_sweep
 from benchmarks.made_up import made_up_tables
@@ -110,7 +110,7 @@ def main() -> None:
     results = [compare(replay, seeds, budget) for replay in replays if not is_sweep(replay.table)]
     found = {**headline(results), **found}
     found |= {"tables": [r.row() for r in results], "seeds": seeds, "budget": budget, "data": str(source)}
-    if importlib.util.find_spec("smac") is None:
+    if not searcher_smac.installed():
         print("SMAC3 is not installed here, so it was not run")
     print(json.dumps({k: v for k, v in found.items() if k != "tables"}, indent=1))
     if args.json:
@@ -132,7 +132,8 @@ def is_sweep(table: Table) -> bool:
 
 def compare(replay: Replay, seeds: int, budget: int) -> Result:
     """Run all searchers on one table, on the same seeds."""
-    runs = {who: [search(replay, seed, budget) for seed in range(seeds)] for who, search in OPPONENTS.items()}
+    opponents = OPPONENTS | ({"smac": searcher_smac.search} if searcher_smac.installed() else {})
+    runs = {who: [search(replay, seed, budget) for seed in range(seeds)] for who, search in opponents.items()}
     runs[OURS] = [CampaignOnTable(replay, seed).run(budget) for seed in range(seeds)]
     result = Result(replay.table.name, runs)
     for who in runs:
@@ -143,7 +144,7 @@ def compare(replay: Replay, seeds: int, budget: int) -> Result:
 def headline(results: Sequence[Result]) -> dict[str, object]:
     """The search's keys: medians over the tables."""
     if not results:
-        return dict.fromkeys(("trials_to_target", "vs_gp", "vs_tpe", "compute_vs_gp", "worse_than_gp"))
+        return dict.fromkeys(("trials_to_target", "vs_gp", "vs_tpe", "vs_smac", "compute_vs_gp", "worse_than_gp"))
     solved = [t for r in results if math.isfinite(t := float(np.median(r.solved_after(OURS))))]
     ends = {r.name: [float(np.median(r.regrets(who)[:, -1])) for who in (OURS, "gp")] for r in results}
     return {
@@ -151,6 +152,7 @@ def headline(results: Sequence[Result]) -> dict[str, object]:
         "tables_solved": f"{len(solved)}/{len(results)}",
         "vs_gp": _over(results, "gp", compute=False),
         "vs_tpe": _over(results, "tpe", compute=False),
+        "vs_smac": _over(results, "smac", compute=False) if "smac" in results[0].runs else None,
         "compute_vs_gp": _over(results, "gp", compute=True),
         "worse_than_gp": [name for name, (ours, gp) in ends.items() if ours > gp + 0.01],
     }

@@ -125,15 +125,17 @@ def show(context: Context, found: Analysis) -> Path:
         The path of the report.
     """
     from tasks.dashboard.annotate import annotate_study
-    from tasks.reports.charts import quality_curves
+    from tasks.reports.charts import calibration, quality_curves
     from tasks.reports.html import write_report
 
     history, base = context.store.history(context.name), context.base()
+    principles = principles_now(context)
     refusals = context.store.refusals(context.name)
     best = crowned(history, context.space)
     curves = quality_curves(history, base, best.run.run_name if best else None)
-    annotate_study(context.study.study, _note(context, found), {"quality-by-epoch": curves})
+    plots = {"quality-by-epoch": curves, "predicted-and-measured": calibration(history)}
+    annotate_study(context.study.study, _note(context, found), plots)
     if best is not None and best.run.best_checkpoint is not None:
         copy_atomically(context.home.inside(best.run.best_checkpoint), context.home.best_lora(context.name))
     report = context.home.report(context.name)
-    return write_report(report, context.name, history, found, refusals, base, context.home.root)
+    return write_report(report, context.name, history, found, refusals, base, context.home.root, principles)

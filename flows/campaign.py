@@ -6,6 +6,8 @@ then asks for new ones: killing it at any moment costs at most part of an epoch.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from prefect import flow, runtime
@@ -15,6 +17,7 @@ from flows import pause, progress
 from flows.analysis import night_note
 from flows.data import audit_before
 from flows.epoch import draw, measure_epoch
+from flows.janitor import signed_in, tidy
 from flows.notices import notify
 from flows.patience import patiently
 from flows.wiring import Context, open_campaign, pin_gpu, session, side_by_side
@@ -45,17 +48,23 @@ def campaign(campaign_file: str, home: str, trials: int | None = None) -> str:
     """
     with session():
         context = open_campaign(campaign_file, home)
-        pin_gpu(context.services.settings.device)
-        pause.end_at(context.file.budget.until)
-        at_work = Claim.take(context.home.at_work)  # as long as the process lives
-        try:
+        with signed_in(context.home), _at_work(context):
+            tidy(context.home)
+            pin_gpu(context.services.settings.device)
+            pause.end_at(context.file.budget.until)
             return _night(context, trials)
+
+
+@contextlib.contextmanager
+def _at_work(context: Context) -> Iterator[None]:
+    """Hold the claim that a campaign runs in this home, and tell what ends it before its time."""
+    claim = Claim.take(context.home.at_work) or contextlib.nullcontext()
+    with claim:
+        try:
+            yield
         except PixelloopError as error:
             notify(context, "trouble", f"campaign {context.name} waits for you", str(error))
             raise
-        finally:
-            if at_work is not None:
-                at_work.release()
 
 
 @flow(name="worker", flow_run_name="{campaign} worker {number}")
@@ -67,10 +76,11 @@ def worker(campaign: str, campaign_file: str, home: str, number: int, trials: in
     """
     with session():
         context = open_campaign(campaign_file, home)
-        pin_gpu(context.services.settings.device)
-        pause.end_at(context.file.budget.until)
-        _adopt(context)
-        return work(context, _budget(context, trials), patient=False)
+        with signed_in(context.home):
+            pin_gpu(context.services.settings.device)
+            pause.end_at(context.file.budget.until)
+            _adopt(context)
+            return work(context, _budget(context, trials), patient=False)
 
 
 def _budget(context: Context, trials: int | None) -> Budget:
@@ -79,9 +89,10 @@ def _budget(context: Context, trials: int | None) -> Budget:
 
 def _night(context: Context, trials: int | None) -> str:
     budget = _budget(context, trials)
-    with context.study.alone():
-        _begin(context)
-    with Workers(context, side_by_side(context.file.campaign.parallel) - 1, trials):
+    with Workers(context, side_by_side(context.file.campaign.parallel) - 1, trials) as workers:
+        with context.study.alone():
+            workers.start()  # they load their libraries meanwhile, and wait to ask
+            _begin(context)
         reason = work(context, budget)
     if pause.time_is_up() is None:
         _repeat_best(context, budget)

@@ -16,6 +16,7 @@ from flows.cli_ab import ab
 from flows.cli_analysis import audit, diagnose, impact
 from flows.cli_home import campaign_path, named_run, opened_campaign, opened_home, program, served_home
 from flows.cli_measure import measure, retest
+from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption, RunArgument
 from flows.cli_principles import principles
 from flows.cli_queue import queue
 from flows.cli_store import db, import_, log
@@ -31,16 +32,6 @@ app = typer.Typer(
 )
 out = Console()
 err = Console(stderr=True)
-
-HomeOption = Annotated[
-    Path, typer.Option("--home", "-C", envvar="PIXELLOOP_HOME", help="Folder of database, runs and reports.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-CampaignOption = Annotated[
-    str | None, typer.Option("--campaign", "-c", help="Name of the campaign; the newest if left out.")
-]
-RunArgument = Annotated[str, typer.Argument(help="Name or number of a run: demo-003 or 3.", show_default=False)]
-DEFAULT_HOME = Path("pixelloop-home")
 
 
 @app.command()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flows.cli_analysis import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 from flows.cli_home import named_run, opened_campaign
+from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 from schema.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:

@@ -13,20 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.cli_home import named_run, opened_campaign
+from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 from schema.parameters import parse_setting, with_defaults
 
 if TYPE_CHECKING:
     from schema.findings import DataAudit, Diagnosis
     from schema.runs import RunHistory
 
-HomeOption = Annotated[
-    Path, typer.Option("--home", "-C", envvar="PIXELLOOP_HOME", help="Folder of database, runs and reports.")
-]
-CampaignOption = Annotated[
-    str | None, typer.Option("--campaign", "-c", help="Name of the campaign; the newest if left out.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-DEFAULT_HOME = Path("pixelloop-home")
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
 _VALUES = 8

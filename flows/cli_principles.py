@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from flows.cli_analysis import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
-from flows.cli_home import opened_campaign
+from flows.cli_home import campaign_path, opened_home
+from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 from schema.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
+    from schema.campaign import CampaignFile
     from schema.findings import Principle
+    from tasks.store.base import Store
 
 NumberArgument = Annotated[int, typer.Argument(help="Its number in the list.", show_default=False)]
 
@@ -38,14 +42,12 @@ def list_(
     """
     if context.invoked_subcommand is not None:
         return
-    from flows.analysis import principles_now
-
-    with opened_campaign(home, campaign) as opened:
-        found, runs = principles_now(opened), len(opened.related())
+    with _scoped(home, campaign) as known:
+        found = known.principles
     if as_json:
         print(json.dumps([p.model_dump(mode="json") for p in found], indent=2))
     else:
-        _show(found, runs)
+        _show(found, known.runs)
 
 
 @principles.command()
@@ -55,10 +57,13 @@ def accept(number: NumberArgument, home: HomeOption = DEFAULT_HOME, campaign: Ca
     Example: [bold]pixelloop principles accept 1 --home demo-run[/]
     """
 
-    def accepted(principle: Principle) -> Principle:
+    from optimizer.space import Space
+
+    def accepted(principle: Principle, file: CampaignFile) -> Principle:
         if principle.state == "withdrawn":
             against = ", ".join(principle.details.against) or "paired runs"
             raise ConfigError(f"'{principle.rule}' was contradicted by {against}: it cannot become a hard limit")
+        Space.of(file, (principle.rule,))  # what is fixed now must keep it
         return principle.changed(state="accepted")
 
     changed = _change(number, home, campaign, accepted)
@@ -71,21 +76,43 @@ def drop(number: NumberArgument, home: HomeOption = DEFAULT_HOME, campaign: Camp
 
     Example: [bold]pixelloop principles drop 1 --home demo-run[/]
     """
-    changed = _change(number, home, campaign, lambda principle: principle.changed(state="dropped"))
+    changed = _change(number, home, campaign, lambda principle, _: principle.changed(state="dropped"))
     out.print(f"'{changed.rule}' limits nothing and is not proposed again", highlight=False)
 
 
-def _change(
-    number: int, home: HomeOption, campaign: CampaignOption, change: Callable[[Principle], Principle]
-) -> Principle:
-    from flows.analysis import principles_now
+@dataclass(frozen=True)
+class _Known:
+    """The principles of a campaign's model and data; no search space is needed, as one may stand against it."""
 
-    with opened_campaign(home, campaign) as context:
-        found = principles_now(context)
+    store: Store
+    file: CampaignFile
+    principles: list[Principle]
+    runs: int
+
+
+@contextlib.contextmanager
+def _scoped(home: HomeOption, campaign: CampaignOption) -> Iterator[_Known]:
+    from optimizer.analysis.principles import scope_of, within
+    from optimizer.history import related
+    from schema.campaign import load_campaign
+    from tasks.training.dataset import dataset_fingerprint
+
+    with opened_home(home) as services:
+        file = load_campaign(campaign_path(services, campaign))
+        dataset = dataset_fingerprint(file.dataset_dir)
+        found = within(services.store.principles(), scope_of(file.base_model, dataset))
+        yield _Known(services.store, file, found, len(related(services.store.history(), file.base_model, dataset)))
+
+
+def _change(
+    number: int, home: HomeOption, campaign: CampaignOption, change: Callable[[Principle, CampaignFile], Principle]
+) -> Principle:
+    with _scoped(home, campaign) as known:
+        found = known.principles
         if not 1 <= number <= len(found):
             raise NotFoundError(f"no principle {number}: there are {len(found)}; see 'pixelloop principles'")
-        changed = change(found[number - 1])
-        context.store.save_principle(changed)
+        changed = change(found[number - 1], known.file)
+        known.store.save_principle(changed)
         return changed
 
 

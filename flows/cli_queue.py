@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flows.cli_analysis import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 from flows.cli_home import opened_campaign
+from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 from schema.errors import NotFoundError
 from schema.parameters import parse_setting
 
@@ -114,16 +114,15 @@ def _by_hand(context: Context, settings: Sequence[str]) -> Hypothesis:
 
 def _asked(context: Context, change: Parameters) -> Hypothesis:
     from flows.data import audited
-    from optimizer.analysis.hypotheses import costed
+    from optimizer.analysis.hypotheses import best_own, costed
     from optimizer.analysis.lifecycle import by_hand, setting_of
-    from optimizer.history import best_run
     from tasks.training.dataset import num_images
 
     history = context.store.history(context.name)
     full, _ = setting_of(change, history, context.space)
     expected = context.surrogate(context.store.history()).predict(full)
     made = by_hand(change, history, context.space, expected, context.name, datetime.now(UTC))
-    best = best_run(history)
+    best = best_own(history, context.space)
     before = best.run.all_parameters if best is not None else context.space.likely()
     return costed(made, before, history, num_images(context.file.dataset_dir), audited(context))
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.blocks import open_settings
+from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption
 from schema.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
@@ -29,12 +30,6 @@ db = typer.Typer(
     help="The database: bring it up to date, move it.\n\nExample: [bold]pixelloop db export night.jsonl.gz[/]",
     no_args_is_help=True,
 )
-
-HomeOption = Annotated[
-    Path, typer.Option("--home", "-C", envvar="PIXELLOOP_HOME", help="Folder of database, runs and reports.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-DEFAULT_HOME = Path("pixelloop-home")
 
 
 def import_(

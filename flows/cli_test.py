@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flows.cli_analysis import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 from flows.cli_home import opened_campaign, program, served_home
+from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 
 if TYPE_CHECKING:
     from optimizer.analysis.paired import Change, Pair, Verdict
@@ -105,7 +105,7 @@ def _as_json(state: _State) -> dict[str, object]:
 
 
 def _show(change: Change, state: _State) -> None:
-    from tasks.reports.wording import duration
+    from tasks.reports.wording import count, duration
 
     for pair in state.pairs:
         out.print(f"{pair.after} against {pair.before}: {pair.difference:+.1f}", highlight=False)
@@ -113,10 +113,10 @@ def _show(change: Change, state: _State) -> None:
     interval = f" ({told.low:+.1f} to {told.high:+.1f})" if math.isfinite(told.low) else ""
     effect = f", effect {told.effect:+.1f}{interval}" if state.pairs else ""
     out.print(
-        f"[bold]{change}[/]: {told.state} after {told.pairs} pairs{effect}; refuted where a gain of {state.worth:.1f} "
-        "points is excluded", highlight=False, soft_wrap=True,
+        f"[bold]{change}[/]: {told.state} after {count(told.pairs, 'pair')}{effect}; refuted where a gain of "
+        f"{state.worth:.1f} points is excluded", highlight=False, soft_wrap=True,
     )  # fmt: skip
     if told.state == "running":
         time = "" if state.hours is None else f", about {duration(state.hours * 3600)} of training"
         most = f"; {state.likely_pairs} pairs are likely to decide it" if state.likely_pairs else ""
-        out.print(f"next: {len(state.planned)} runs{time}{most}", highlight=False, soft_wrap=True)
+        out.print(f"next: {count(len(state.planned), 'run')}{time}{most}", highlight=False, soft_wrap=True)

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import typer
 from rich.console import Console
 
 from flows.cli_home import program
+from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption
 from schema.errors import NotFoundError, PixelloopError
 
 if TYPE_CHECKING:
     from tasks.home import Home
 
-HomeOption = Annotated[
-    Path, typer.Option("--home", "-C", envvar="PIXELLOOP_HOME", help="Folder of database, runs and reports.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-DEFAULT_HOME = Path("pixelloop-home")
 _START, _END = 180.0, 120.0
 
 out = Console()
@@ -71,19 +65,19 @@ def down(home: HomeOption = DEFAULT_HOME) -> None:
 
     Example: [bold]pixelloop down --home /data/pixelloop[/]
     """
-    from flows.up import is_held, running
+    from flows.up import running
     from tasks.home import Home
 
     place = Home.at(home)
     told = running(place)
     if told is None:
         raise NotFoundError(f"nothing is up in {home}: 'pixelloop up' starts it")
-    os.kill(int(told["pid"]), signal.SIGTERM)
-    until = time.monotonic() + _END
-    while is_held(place):
-        if time.monotonic() > until:
-            raise PixelloopError(f"process {told['pid']} does not end: see {place.up_log}")
-        time.sleep(0.2)
+    process = psutil.Process(int(told["pid"]))
+    process.terminate()
+    try:
+        process.wait(_END)
+    except psutil.TimeoutExpired:
+        raise PixelloopError(f"process {told['pid']} does not end: see {place.up_log}") from None
     out.print("everything has ended")
 
 

@@ -14,9 +14,11 @@ from flows import progress
 from flows.data import audited
 from flows.wiring import Context, open_campaign
 from optimizer.analysis.diagnosis import diagnose_epoch
+from optimizer.effort import Effort
 from optimizer.objective import quality_of
 from optimizer.stopping import should_stop
 from schema.findings import PAIRED_TEST
+from schema.prompts import PromptSuite
 from schema.runs import EpochResult, RunHistory, TrainingRun, epoch_uid
 
 if TYPE_CHECKING:
@@ -42,8 +44,7 @@ def epoch(
     context = open_campaign(campaign_file, home)
     started = time.monotonic()
     run = context.store.run(campaign, number)
-    pictures = draw(context, Path(checkpoint), number, epoch_number)
-    result = measure_epoch(context, run, epoch_number, pictures).changed(
+    result = _judged(context, run, epoch_number, Path(checkpoint)).changed(
         train_loss=train_loss,
         seconds=seconds,
         checkpoint=context.home.relative(Path(checkpoint)),
@@ -52,31 +53,52 @@ def epoch(
     return keep(context, run, result)
 
 
+def _judged(context: Context, run: TrainingRun, epoch_number: int, checkpoint: Path) -> EpochResult:
+    """A few prompts where the epoch can hardly win; the whole suite else, or where the few came out well."""
+    prompts, seeds = len(context.suite.prompts), len(context.suite.seeds)
+    sofar = RunHistory(run=run, epochs=tuple(context.store.epochs(run.uid)))
+    effort = Effort(context.file.effort, sofar, others_of(context, run), epochs_of(run), prompts, seeds)
+    if few := effort.few(epoch_number):
+        part = context.suite.part(few)
+        pictures = draw(context, checkpoint, run.number, epoch_number, part)
+        result = measure_epoch(context, run, epoch_number, pictures, part)
+        quality = effort.comparable(result.quantitative_metrics, few)
+        if not effort.decides(quality):
+            return result.changed(quality=quality)
+    return measure_epoch(context, run, epoch_number, draw(context, checkpoint, run.number, epoch_number))
+
+
 @task(name="draw", cache_policy=NO_CACHE)
-def draw(context: Context, checkpoint: Path | None, number: int | None, epoch_number: int) -> Tensor:
+def draw(
+    context: Context, checkpoint: Path | None, number: int | None, epoch_number: int, part: PromptSuite | None = None
+) -> Tensor:
     """Draw the prompt suite and save the pictures and their sheet; the base model if no checkpoint is given."""
     from tasks.sampling.pictures import save_pictures, save_sheet
 
+    suite = part or context.suite
     folder = context.home.base_samples(context.name) if number is None else context.folder(number)
-    pictures = context.sampler().draw(context.suite, checkpoint)
-    save_pictures(pictures, context.suite, folder.samples(epoch_number))
-    save_sheet(pictures, context.suite, folder.sheet(epoch_number))
+    pictures = context.sampler().draw(suite, checkpoint)
+    save_pictures(pictures, suite, folder.samples(epoch_number))
+    save_sheet(pictures, suite, folder.sheet(epoch_number))
     return pictures
 
 
 @task(name="measure", cache_policy=NO_CACHE)
-def measure_epoch(context: Context, run: TrainingRun, epoch_number: int, pictures: Tensor) -> EpochResult:
+def measure_epoch(
+    context: Context, run: TrainingRun, epoch_number: int, pictures: Tensor, part: PromptSuite | None = None
+) -> EpochResult:
     """Measure all pictures in one batch and diagnose what is wrong with them."""
     from tasks.metrics.sets import training_pictures, with_set_measures
     from tasks.metrics.suite import as_bytes, measure, summarise
     from tasks.training.dataset import find_pictures
 
-    prompts = [p for p in context.suite.prompts for _ in context.suite.seeds]
+    suite = part or context.suite
+    prompts = [p for p in suite.prompts for _ in suite.seeds]
     training = training_pictures(tuple(path for path, _ in find_pictures(context.file.dataset_dir)))
     metrics = summarise(measure(pictures, [p.expectation for p in prompts]))
     metrics = with_set_measures(metrics, as_bytes(pictures), [p.name for p in prompts], training)
-    total = run.all_parameters["max_train_epochs"]
-    issues = diagnose_epoch(metrics, epoch_number, int(total or 1), run, context.store.history(), audited(context))
+    metrics = metrics.changed(share=len(prompts) / (len(context.suite.prompts) * len(context.suite.seeds)))
+    issues = diagnose_epoch(metrics, epoch_number, epochs_of(run), run, context.store.history(), audited(context))
     folder = context.home.base_samples(context.name) if epoch_number == 0 else context.folder(run.number)
     return EpochResult(
         uid=epoch_uid(run.uid, epoch_number),
@@ -106,7 +128,15 @@ def keep(context: Context, run: TrainingRun, result: EpochResult) -> str | None:
     progress.listener.measured(result)
     if run.verdict is not None and run.verdict.rule == PAIRED_TEST:
         return None  # a half that ends before its time would be an unfair one
-    curve = RunHistory(run=run, epochs=tuple(context.store.epochs(run.uid))).curve
-    total = run.all_parameters["max_train_epochs"]
-    others = [h for h in context.related() if h.run.uid != run.uid]
-    return should_stop(curve, others, context.file.stopping, int(total or 1))
+    sofar = RunHistory(run=run, epochs=tuple(context.store.epochs(run.uid)))
+    return should_stop(sofar, others_of(context, run), context.file.stopping, epochs_of(run))
+
+
+def others_of(context: Context, run: TrainingRun) -> list[RunHistory]:
+    """The runs that this one is compared with."""
+    return [h for h in context.related() if h.run.uid != run.uid]
+
+
+def epochs_of(run: TrainingRun) -> int:
+    """Epochs that the run is to have."""
+    return int(run.all_parameters["max_train_epochs"] or 1)

@@ -39,7 +39,7 @@ def experiment(campaign_file: str, home: str, change: str, worth: float) -> str:
         while told.state == "running" and told.pairs > before:
             halves = missing(wanted, context.related(), context.space, max(LEAST_PAIRS - told.pairs, 1))
             effect = f", effect {told.effect:+.1f}" if told.pairs else ""
-            progress.listener.message(f"{change}: {told.pairs} pairs are done{effect}; {len(halves)} runs come next")
+            progress.listener.message(f"{change}: pairs {told.pairs}{effect}; runs that come next: {len(halves)}")
             for half in halves:
                 interrupt.raise_if_asked()
                 claimed = _half(context, wanted, half)
@@ -47,6 +47,8 @@ def experiment(campaign_file: str, home: str, change: str, worth: float) -> str:
                     run_claimed(context, *claimed, context.file.budget)
             before = told.pairs
             told = verdict_on(wanted, context.related(), context.space, worth)
+        if told.state == "running":
+            progress.listener.message("[red]no pair came of these runs[/]: see how they ended with 'pixelloop status'")
         return told.state
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
 from typing import Any, Literal
 
 from rich.markup import escape
@@ -15,7 +14,6 @@ from schema.errors import ConfigError
 from schema.runs import Outcome, TrainingRun
 
 Kind = Literal["end", "best", "trouble"]
-Send = Callable[[str, str], None]
 
 _BLOCK = "block:"
 _TROUBLE = (Outcome.CRASHED, Outcome.HUNG, Outcome.BAD_DATA)
@@ -30,7 +28,7 @@ def notify(context: Context, kind: Kind, subject: str, body: str) -> None:
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
     for place in places.get_secret_value().split():
         try:
-            _sender(place)(subject, body)
+            send(place, subject, body)
         except Exception as error:  # noqa: BLE001 - whatever a chat's server or its client may raise
             told = str(error) if isinstance(error, ConfigError) else type(error).__name__  # others may hold the address
             progress.listener.message(f"[yellow]a notice could not be sent[/]: {escape(told)}")
@@ -44,28 +42,26 @@ def notify_of_trial(context: Context, run: TrainingRun, best_before: float | Non
         notify(context, "best", f"{run.run_name} is the best so far: {run.quality:.1f}", progress.describe(run))
 
 
-def _sender(place: str) -> Send:
-    """Whoever sends to a place.
+def send(place: str, subject: str, body: str) -> None:
+    """Send words to an address as Apprise has it, or to ``block:TYPE/NAME`` of Prefect.
 
     Raises:
-        ConfigError: no place that anybody knows.
+        ConfigError: no place that anybody knows, or it did not take them.
+        ValueError: no such block.
     """
     if place.startswith(_BLOCK):
         from prefect.blocks.core import Block
 
         block: Any = Block.load(place.removeprefix(_BLOCK), _sync=True)  # type: ignore[call-arg]
-        return lambda subject, body: block.notify(body=body, subject=subject, _sync=True)
+        block.notify(body=body, subject=subject, _sync=True)
+        return
     from apprise import Apprise
 
     sender = Apprise()
     if not sender.add(place):
         raise ConfigError(f"PIXELLOOP_NOTIFY has an address that Apprise does not know: {_shown(place)}")
-
-    def send(subject: str, body: str) -> None:
-        if not sender.notify(body=body, title=subject):
-            raise ConfigError(f"{_shown(place)} did not take it")
-
-    return send
+    if not sender.notify(body=body, title=subject):
+        raise ConfigError(f"{_shown(place)} did not take it")
 
 
 def _shown(place: str) -> str:

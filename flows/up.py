@@ -21,6 +21,7 @@ from flows import wiring
 from flows.server import prefect_server
 from schema.errors import ConfigError, PixelloopError
 from tasks.claims import Claim
+from tasks.gpus import visible
 from tasks.home import Home, replace_text
 
 POOL = "gpu"
@@ -29,22 +30,16 @@ _LOOK = 1.0
 
 def running(home: Home) -> dict[str, Any] | None:
     """Process id and addresses of what runs in a home: ``pid``, ``prefect``, ``dashboard``; None where nothing does."""
-    if not is_held(home):
+    if not home.up_claim.exists():
+        return None
+    claim = Claim.take(home.up_claim)
+    if claim is not None:
+        claim.release()
         return None
     with contextlib.suppress(OSError, ValueError):
         found: dict[str, Any] = json.loads(home.up_state.read_text())
         return found
     return None  # it is just starting
-
-
-def is_held(home: Home) -> bool:
-    """Whether a process keeps everything running in a home, or is starting it, or ending it."""
-    if not home.up_claim.exists():
-        return False
-    claim = Claim.take(home.up_claim)
-    if claim is not None:
-        claim.release()
-    return claim is None
 
 
 def main() -> None:
@@ -61,15 +56,20 @@ def main() -> None:
     if claim is None:
         sys.exit(f"pixelloop is up already in {place.root}: 'pixelloop down' ends it")
     with claim:
+        place.up_state.unlink(missing_ok=True)  # of one that was killed
         try:
-            _keep(place, prefect_port, dashboard_port, ended)
+            _keep_up(place, prefect_port, dashboard_port, ended)
         except PixelloopError as error:
             print(error, file=sys.stderr)
             sys.exit(2)
+        place.up_state.unlink()
 
 
 def check_ports(ports: Mapping[str, int]) -> None:
     """Look before anything is started, which takes half a minute.
+
+    Args:
+        ports: of ``prefect`` and ``dashboard``.
 
     Raises:
         ConfigError: a port is in use, or may not be opened.
@@ -83,19 +83,18 @@ def check_ports(ports: Mapping[str, int]) -> None:
             raise ConfigError(str(error).replace("another --port", f"another --{name}-port")) from None
 
 
-def _keep(place: Home, prefect_port: int, dashboard_port: int, ended: threading.Event) -> None:
+def _keep_up(place: Home, prefect_port: int, dashboard_port: int, ended: threading.Event) -> None:
     with wiring.session():
-        place.up_state.unlink(missing_ok=True)
         services = wiring.open_home(str(place.root))
         with (
             prefect_server(place.prefect, services.prefect_url, revive=services.revive, port=prefect_port) as url,
             _dashboard(services, dashboard_port) as dashboard,
         ):
             _deploy(place)
+            _tidy(place)
             told = {"pid": os.getpid(), "prefect": url.removesuffix("/api"), "dashboard": dashboard}
             replace_text(place.up_state, json.dumps(told))
             _work(ended)
-            place.up_state.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -109,10 +108,19 @@ def _dashboard(services: wiring.Services, port: int) -> Iterator[str]:
         server.shutdown()
 
 
+def _tidy(place: Home) -> None:
+    """After a power cut: what died is told to Prefect, which then runs it again."""
+    from flows.janitor import tidy
+
+    tidy(place)
+
+
 def _deploy(home: Home) -> None:
-    """Make the work pool and the two deployments, or bring them up to date."""
+    """Make the work pool and the two deployments as prefect.yaml has them, or bring them up to date."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.events import DeploymentEventTrigger
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.types.entrypoint import EntrypointType
 
@@ -121,11 +129,27 @@ def _deploy(home: Home) -> None:
 
     with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+    again = DeploymentEventTrigger(
+        expect={"prefect.flow-run.Crashed"},
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related={"prefect.resource.role": "deployment", "prefect.resource.name": campaign.name},
+        parameters={name: _of_the_crashed(name) for name in ("campaign_file", "home")},
+    )
     for flow in (campaign, form):
         deployment = flow.to_deployment(
-            flow.name, parameters={"home": str(home.root)}, entrypoint_type=EntrypointType.MODULE_PATH
+            flow.name,
+            parameters={"home": str(home.root)},
+            concurrency_limit=ConcurrencyLimitConfig(
+                limit=max(len(visible()), 1), collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
+            ),
+            triggers=[again] if flow is campaign else None,
+            entrypoint_type=EntrypointType.MODULE_PATH,
         )
         deployment.apply(work_pool_name=POOL)  # type: ignore[union-attr]
+
+
+def _of_the_crashed(parameter: str) -> dict[str, str]:
+    return {"__prefect_kind": "jinja", "template": f"{{{{ flow_run.parameters['{parameter}'] }}}}"}
 
 
 def _work(ended: threading.Event) -> None:

@@ -16,13 +16,16 @@ from pathlib import Path
 
 from flows import progress
 from flows.wiring import Context, unpinned
+from schema.errors import PixelloopError
 
 _GRACE = 60.0
 _SHORT, _OFTEN = 60.0, 3
+_TOLD = 2
+"""Exit code of a process that has said in a sentence why it cannot go on."""
 
 
 class Workers:
-    """Starts the processes on entering, starts again one that dies, and ends them with the block."""
+    """Starts processes, starts again one that dies, and ends them all with the block."""
 
     def __init__(self, context: Context, count: int, trials: int | None) -> None:
         """Args: count: how many; trials: to run instead of the file's budget."""
@@ -33,9 +36,12 @@ class Workers:
         self._ended = threading.Event()
 
     def __enter__(self) -> Workers:
+        return self
+
+    def start(self) -> None:
+        """Start them all."""
         for thread in self._threads:
             thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
@@ -43,7 +49,7 @@ class Workers:
             assert process.stdin is not None
             with contextlib.suppress(OSError):
                 process.stdin.close()
-        for thread in self._threads:
+        for thread in filter(threading.Thread.is_alive, self._threads):
             thread.join(_GRACE)
         for process in self._processes.values():
             if process.poll() is None:
@@ -55,7 +61,7 @@ class Workers:
         while not self._ended.is_set() and short < _OFTEN:
             began = time.monotonic()
             code = self._run(number)
-            if self._ended.is_set() or code == 0:
+            if self._ended.is_set() or code in (0, _TOLD):
                 return
             short = short + 1 if time.monotonic() - began < _SHORT else 0
             how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
@@ -88,7 +94,11 @@ def main() -> None:
     end_with_parent(_GRACE - 10)
     progress.listener = progress.LineListener()
     name = load_campaign(Path(file)).campaign.name
-    patiently(lambda: worker(name, file, home, int(number), int(trials) or None))
+    try:
+        patiently(lambda: worker(name, file, home, int(number), int(trials) or None))
+    except PixelloopError as error:
+        progress.listener.message(f"[red]worker {number} ended[/]: {error}")
+        sys.exit(_TOLD)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from scipy.stats import norm, qmc
 
+from optimizer.gaussian import one_thread
 from optimizer.surrogate import Surrogate
 
 Array = NDArray[np.float64]
@@ -53,7 +54,7 @@ class Acquisition:
             best: quality to improve upon; None before anything was measured here, then the expectation counts.
         """
         self._surrogate = surrogate
-        process = surrogate.quality
+        process = surrogate.wary
         self._processes = [] if process is None else [process.stretched(f).believing(running) for f in (1, *_STRETCHES)]
         self._best = best
 
@@ -75,6 +76,10 @@ class Acquisition:
             good: the best points so far, best first, shape (k, number of searched parameters).
             rng: of the search for them.
         """
+        with one_thread():
+            return self._ranked(good, rng)
+
+    def _ranked(self, good: Array, rng: np.random.Generator) -> Array:
         d = len(self._surrogate.space.names)
         points = [qmc.Sobol(d, rng=rng).random(_FILLING)]
         points += [_moved(np.repeat(good[:_BEST], _AROUND, axis=0), width, rng) for width in _WIDTHS]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.tree import DecisionTreeRegressor
 
 Array = NDArray[np.float64]
@@ -45,14 +46,16 @@ class Forest:
         point = np.ascontiguousarray(x, dtype=np.float32)
         trees: list[Any] = []
         unseen = np.zeros((_TREES, len(x)), dtype=bool)
-        while len(trees) < _TREES:
-            drawn = np.bincount(rng.integers(0, len(x), len(x)), minlength=len(x)) * weight
-            part = drawn > 0
-            unseen[len(trees)] = ~part
-            # Of a variable that is 0 or 1 the variance is half of Gini's index: the same splits.
-            tree = DecisionTreeRegressor(min_samples_leaf=_LEAF, random_state=len(trees))
-            tree.fit(point[part], y[part], sample_weight=drawn[part], check_input=False)
-            trees.append(tree.tree_)
+        chance = np.random.RandomState(0)  # one for all trees: to make one costs as much as to grow a tree
+        with config_context(assume_finite=True, skip_parameter_validation=True):
+            while len(trees) < _TREES:
+                drawn = np.bincount(rng.integers(0, len(x), len(x)), minlength=len(x)) * weight
+                part = drawn > 0
+                unseen[len(trees)] = ~part
+                # Of a variable that is 0 or 1 the variance is half of Gini's index: the same splits.
+                tree = DecisionTreeRegressor(min_samples_leaf=_LEAF, random_state=chance)
+                tree.fit(point[part], y[part], sample_weight=drawn[part], check_input=False)
+                trees.append(tree.tree_)
         size = max(tree.node_count for tree in trees)
         feature, left, right = (np.zeros((len(trees), size), dtype=np.int64) for _ in range(3))
         threshold, value = np.zeros((len(trees), size)), np.zeros((len(trees), size))

@@ -73,11 +73,20 @@ class Gate:
         if region is not None:
             names = tuple(run.run.run_name for run in region.runs)
             return _verdict(Decision.SKIP, "known_failure", region.reason(), prediction, names)
-        if prediction.p_fail > self._settings.max_p_fail and _worth(prediction, history) >= self._settings.min_runs:
+        runs = _worth(prediction, history)
+        if runs >= self._settings.min_runs and prediction.p_fail > self._limit(runs):
             return _verdict(
                 Decision.SKIP, "predicted_failure", _expects(prediction, history), prediction, prediction.nearest
             )
         return None
+
+    def _limit(self, runs: float) -> float:
+        """Risk from which a proposal is refused: up to twice the setting while runs are few.
+
+        Good settings lie beside the cliff, and few runs put its edge too near.
+        """
+        few = self._settings.min_runs / (self._settings.min_runs + runs)
+        return self._settings.max_p_fail * (1 + few)
 
     def _twin(self, parameters: Mapping[str, ParameterValue], history: Sequence[RunHistory]) -> RunHistory | None:
         wanted = self._space.key(parameters)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import functools
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_factor, cho_solve, lapack, solve_triangular
 from scipy.optimize import minimize
 from threadpoolctl import ThreadpoolController
 
@@ -63,7 +64,7 @@ class GaussianProcess:
         unit = max(float(np.sqrt(np.average((y - centre) ** 2, weights=weight))), 1e-6)
         target = (y - centre) / unit
         part = _spread_out(weight)
-        with _blas().limit(limits=1):  # on matrices this small, threads that wait for each other cost tenfold
+        with one_thread():
             theta = _maximise(x[part], target[part], weight[part], None if near is None else near._theta)
             return _conditioned(x, target, weight, theta, centre, unit)
 
@@ -118,6 +119,12 @@ class GaussianProcess:
         scaled, own = x / self.scales, self.x / self.scales
         squares = (scaled**2).sum(1)[:, None] + (own**2).sum(1)[None, :] - 2 * scaled @ own.T
         return np.asarray(np.maximum(squares, 0.0))
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Linear algebra on one thread: on matrices this small, threads that wait for each other cost tenfold."""
+    limited: AbstractContextManager[object] = _blas().limit(limits=1)
+    return limited
 
 
 @functools.cache
@@ -180,12 +187,15 @@ def _negative_log_likelihood(theta: Array, squares: Array, target: Array, weight
     amplitude, noise, inverse_squares = math.exp(theta[0]), math.exp(theta[1]), np.exp(-2.0 * theta[2:])
     correlation, slope = _matern(squares @ inverse_squares)
     n = len(target)
-    factor = cho_factor(amplitude * correlation + np.diag(noise / weight + _JITTER), lower=True)
-    inverse = cho_solve(factor, np.eye(n))
+    covariance = amplitude * correlation
+    covariance.flat[:: n + 1] += noise / weight + _JITTER
+    factor, _ = lapack.dpotrf(covariance, lower=1)
+    half, _ = lapack.dpotri(factor, lower=1)  # the inverse's lower half, at a fraction of a solve's cost
+    inverse = np.tril(half) + np.tril(half, -1).T
     alpha = inverse @ target
-    value = 0.5 * float(target @ alpha) + float(np.log(np.diag(factor[0])).sum()) + 0.5 * n * math.log(2 * math.pi)
+    value = 0.5 * float(target @ alpha) + float(np.log(np.diag(factor)).sum()) + 0.5 * n * math.log(2 * math.pi)
     sensitivity = 0.5 * (inverse - np.outer(alpha, alpha))  # d value / d covariance
-    by_scale = amplitude * np.einsum("ij,ij,ijk->k", sensitivity, slope, squares) * inverse_squares
+    by_scale = amplitude * ((sensitivity * slope).ravel() @ squares.reshape(n * n, -1)) * inverse_squares
     by_amplitude = amplitude * float((sensitivity * correlation).sum())
     by_noise = noise * float((np.diag(sensitivity) / weight).sum())
     return value, np.array([by_amplitude, by_noise, *by_scale])

@@ -95,7 +95,7 @@ class Proposer:
         Raises:
             ConfigError: the rules leave nothing of the search space.
         """
-        known = {self._space.key(self._space.complete(t.params)) for t in trials if _decided(t)}
+        known = {self._space.key(self._space.settled(t.params)) for t in trials if _decided(t)}
         if self._sampler == MODEL:
             points = self._by_model(trials, surrogate)
         else:
@@ -124,7 +124,7 @@ class Proposer:
             return points if number else [self._unit(self._space.likely()), *points]
         # What runs, and what was refused, is taken as if it had come out as expected: no twins beside it.
         open_now = [t.params for t in trials if _open(t) and self._inside(t.params)]
-        running = np.array([self._space.encode(self._space.fixed | p) for p in open_now])
+        running = np.array([self._space.encode(self._space.settled(p)) for p in open_now])
         rng = np.random.default_rng([self._seed, number])
         good = [i for i in np.argsort(-surrogate.worth)[:_GOOD] if np.isfinite(surrogate.worth[i])]
         return list(Acquisition(surrogate, running, surrogate.best).ranked(surrogate.units[good], rng))
@@ -162,8 +162,9 @@ class Proposer:
         return next((s for s in allowed if self._usable(s, known)), allowed[0])
 
     def _usable(self, searched: Parameters, known: set[str]) -> bool:
-        full = self._space.complete(searched)
-        return not self._space.violations(full) and self._space.key(full) not in known
+        if self._space.key(self._space.settled(searched)) in known:
+            return False
+        return not self._space.violations(self._space.complete(searched))
 
     def _shadow(self, trials: Sequence[FrozenTrial]) -> optuna.Study:
         """The study the sampler sees: past campaigns first, then this one's trials."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from optimizer.rules import Rule, text_of
-from schema.campaign import CampaignFile, Choices, Range
+from schema.campaign import CampaignFile, Choices, Range, ratio_of
 from schema.errors import ConfigError
 from schema.parameters import PARAMETERS, Parameters, ParameterValue, parameter, with_defaults
 from schema.taxonomy import Kind
@@ -32,7 +33,7 @@ class Condition:
     idle: Callable[[Mapping[str, ParameterValue]], bool]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Vocabulary:
     """What is known of parameters beyond the span that is searched.
 
@@ -54,6 +55,11 @@ class Vocabulary:
         """Names of the parameters that have no effect beside the others of a filled setting."""
         return {name for c in self.conditions if c.idle(full) for name in c.names}
 
+    def effective(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
+        """See `Space.effective`."""
+        full = self.filled(parameters)
+        return full | dict.fromkeys(self.idle(full)) | self.implied(full)
+
 
 @dataclass(frozen=True)
 class Space:
@@ -65,6 +71,7 @@ class Space:
         rules: hard limits.
         failed_quality: a run whose best quality (0-100) is below counts as failed.
         words: what is known of the parameters; kohya's unless said otherwise.
+        ties: for each searched ratio ``a/b`` the parameters a and b; a run has a, computed from them.
     """
 
     distributions: dict[str, BaseDistribution]
@@ -72,6 +79,7 @@ class Space:
     rules: tuple[Rule, ...]
     failed_quality: float
     words: Vocabulary
+    ties: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, file: CampaignFile, learnt: Sequence[str] = ()) -> Space:
@@ -82,10 +90,12 @@ class Space:
         """
         distributions = {name: _distribution(name, span) for name, span in file.search.items()}
         rules = tuple(Rule.parse(text) for text in (*file.rules, *learnt))
-        space = cls(distributions, dict(file.fixed), rules, file.campaign.failed_quality, KOHYA)
-        fixed = {name: value for name, value in space.complete({}).items() if name not in distributions}
+        ties = {name: parts for name in distributions if (parts := ratio_of(name)) is not None}
+        space = cls(distributions, dict(file.fixed), rules, file.campaign.failed_quality, KOHYA, ties)
+        varied = space._varied()
+        fixed = {name: value for name, value in space.complete({}).items() if name not in varied}
         for rule in rules:
-            if {rule.left, rule.other} & set(distributions) == set() and not rule.holds(fixed):
+            if {rule.left, rule.other} & varied == set() and not rule.holds(fixed):
                 raise ConfigError(f"{rule.violation(fixed)}: change [fixed] or drop the rule")
         return space
 
@@ -105,11 +115,50 @@ class Space:
         Raises:
             ConfigError: unknown name or bad value.
         """
-        return self.words.complete({**self.fixed, **searched})
+        return self.words.complete(self.settled(searched))
+
+    def settled(self, searched: Mapping[str, ParameterValue]) -> Parameters:
+        """The fixed parameters, overridden by the searched ones, with ratios turned into what they stand for."""
+        plain = {**self.fixed, **{name: value for name, value in searched.items() if name not in self.ties}}
+        for name in self.ties.keys() & searched.keys():
+            part, whole = self.ties[name]
+            base, ratio = self.words.filled(plain)[whole], searched[name]
+            if isinstance(base, int | float) and isinstance(ratio, int | float) and base:  # else it has no effect
+                plain[part] = _in_kind(part, ratio * base)
+        return plain
 
     def searched(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
         """The searched ones of a full set of parameters."""
-        return {name: parameters[name] for name in self.names if name in parameters}
+        known = {**parameters, **self._ratios(parameters)} if self.ties else parameters
+        return {name: known[name] for name in self.names if known.get(name) is not None or name in parameters}
+
+    def _ratios(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
+        """The searched ratios of a full set of parameters; None where there is nothing to divide."""
+        return {name: self._ratio(name, parameters.get(a), parameters.get(b)) for name, (a, b) in self.ties.items()}
+
+    def _ratio(self, name: str, part: ParameterValue, whole: ParameterValue) -> float | None:
+        if not isinstance(part, int | float) or not isinstance(whole, int | float) or not whole:
+            return None
+        ratio, d = part / whole, self.distributions[name]
+        if isinstance(d, CategoricalDistribution):  # rounding must not make it another choice
+            near = min(d.choices, key=lambda c: abs(_position(d, c) - _position(d, ratio)))
+            return float(near) if isinstance(near, int | float) and math.isclose(near, ratio, rel_tol=1e-6) else ratio
+        low, high, _ = _span(d)
+        return min(max(ratio, low), high) if low * (1 - 1e-9) <= ratio <= high * (1 + 1e-9) else ratio
+
+    def _varied(self) -> set[str]:
+        """Names of the parameters that vary between runs."""
+        return {name for name in self.names if name not in self.ties} | {part for part, _ in self.ties.values()}
+
+    def is_own(self, parameters: Mapping[str, ParameterValue], but: Collection[str] = ()) -> bool:
+        """Whether a past run has what the campaign fixes; not so a half of a test of a fixed parameter.
+
+        Args:
+            parameters: of the run.
+            but: parameters that may differ, beside the searched ones and the seed.
+        """
+        free, setting = {*self._varied(), *but, "seed"}, self.filled(parameters)
+        return all(setting[n] == value for n, value in self.filled(self.complete({})).items() if n not in free)
 
     def problems(self, searched: Mapping[str, ParameterValue]) -> list[str]:
         """What keeps a setting from being run as one of this space: foreign names, values out of range."""
@@ -130,8 +179,7 @@ class Space:
 
         Settings with equal results are the same training, so that duplicates are recognised.
         """
-        full = self.words.filled(parameters)
-        return full | dict.fromkeys(self.words.idle(full)) | self.words.implied(full)
+        return self.words.effective(parameters)
 
     def filled(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
         """All settable parameters of a past run; defaults where it did not keep them."""
@@ -140,11 +188,12 @@ class Space:
     def active(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
         """All settable parameters as they are set, those without effect beside the others as None."""
         full = self.words.filled(parameters)
-        return full | dict.fromkeys(self.words.idle(full))
+        used = full | dict.fromkeys(self.words.idle(full))
+        return used | self._ratios(used)
 
     def key(self, parameters: Mapping[str, ParameterValue]) -> str:
         """The same text for settings that are the same training, the random seed included."""
-        return repr(sorted(self.effective(parameters).items()))
+        return _key(self.words, frozenset(parameters.items()))
 
     def encode(self, parameters: Mapping[str, ParameterValue]) -> NDArray[np.float64]:
         """A setting as a point, shape (d,), one column a number (log scale where searched so), one a category.
@@ -162,7 +211,7 @@ class Space:
     def likely(self) -> Parameters:
         """A searched setting to begin with: what is known to be good where the span has it, else its middle."""
         middle = self.at(np.full(len(self.names), 0.5))
-        known = {name: value for name, value in self.words.good.items() if name in self.names}
+        known = self.searched(self.words.good)
         return middle | {name: value for name, value in known.items() if not self.problems({name: value})}
 
     def encode_units(self, units: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -171,19 +220,26 @@ class Space:
         A thousand cost about what one setting costs, unless searched parameters decide about each other.
         """
         if self._entangled():
-            settings = [{**self.fixed, **self.at(u)} for u in units]
+            settings = [self.settled(self.at(u)) for u in units]
             return np.array([self.encode(s) for s in settings]).reshape(len(units), len(self.columns))
         idle = self.words.idle(self.words.filled(self.fixed))
         parts = [
-            _encode_many(d, units[:, i]) if name not in idle else np.full((len(units), _width(d)), _idle_code(d))
+            np.full((len(units), _width(d)), _idle_code(d))
+            if self.ties.get(name, (name,))[0] in idle
+            else _encode_many(d, units[:, i])
             for i, (name, d) in enumerate(self.distributions.items())
         ]
         return np.hstack(parts)
 
     def _entangled(self) -> bool:
         """True where the value of one searched parameter decides whether another has an effect."""
-        names = set(self.names)
+        names = {part for name in self.names for part in self.ties.get(name, (name,))}
         return any(c.names & names and c.needs & names for c in self.words.conditions)
+
+    def units(self, parameters: Mapping[str, ParameterValue]) -> NDArray[np.float64]:
+        """Where a full set of parameters lies in the unit cube, shape (number of searched parameters,)."""
+        known = self.searched(parameters)
+        return np.array([self.unit(name, known.get(name)) for name in self.names])
 
     def unit(self, name: str, value: ParameterValue) -> float:
         """Where a searched number lies on its axis, in [0, 1]; the inverse of `at`. Categories by their index."""
@@ -211,6 +267,12 @@ def active(parameters: Mapping[str, ParameterValue]) -> Parameters:
     return full | dict.fromkeys(KOHYA.idle(full))
 
 
+@functools.lru_cache(maxsize=4096)
+def _key(words: Vocabulary, items: frozenset[tuple[str, ParameterValue]]) -> str:
+    """See `Space.key`; each decision asks for the keys of all past runs."""
+    return repr(sorted(words.effective(dict(items)).items()))
+
+
 def numeric(distribution: BaseDistribution) -> bool:
     """True for spans of numbers and for choices that are all numbers."""
     return not isinstance(distribution, CategoricalDistribution) or all(
@@ -218,7 +280,16 @@ def numeric(distribution: BaseDistribution) -> bool:
     )
 
 
+def _in_kind(name: str, value: float) -> ParameterValue:
+    """A computed number as the parameter takes it."""
+    return max(round(value), 1) if name in PARAMETERS and PARAMETERS[name].kind is Kind.INT else value
+
+
 def _distribution(name: str, span: Range | Choices) -> BaseDistribution:
+    if ratio_of(name) is not None:
+        if isinstance(span, Choices):
+            return CategoricalDistribution(list(span.choices))
+        return FloatDistribution(span.low, span.high, log=span.log or "log" not in span.model_fields_set)
     spec = parameter(name)
     if isinstance(span, Choices):
         return CategoricalDistribution([spec.check(c) for c in span.choices])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import norm
 
-from optimizer.history import best_quality, best_run
+from optimizer.history import best_quality, best_run, related
 from optimizer.objective import TOLERANCE, Curve, curve_state
 from schema.campaign import StoppingSettings
 from schema.findings import Prediction
@@ -56,15 +57,26 @@ class Outlook:
         """
         self.total = total_epochs
         finished = [h for h in history if h.run.outcome is Outcome.OK and h.curve]
-        self._best = np.array([_resampled(h, total_epochs) for h in finished]).reshape(len(finished), total_epochs)
+        bests = [_resampled(h.curve, _planned(h, h.run.epochs_done), total_epochs) for h in finished]
+        self._best = np.array(bests).reshape(len(finished), total_epochs)
         champion = best_run(history)
         self.target = None if champion is None else best_quality(champion)
         self.champion = "" if champion is None else champion.run.run_name
 
-    def gains(self, epoch: int) -> Array:
-        """Points (>= 0) that each finished run gained after the same share of its epochs: shape (m,)."""
+    @property
+    def runs(self) -> int:
+        """Finished runs that there are to judge by."""
+        return len(self._best)
+
+    def gains(self, epoch: int, until: int | None = None) -> Array:
+        """Points (>= 0) that each finished run gained after the same share of its epochs: shape (m,).
+
+        Args:
+            epoch: after which.
+            until: epoch at which the gain is looked at; the end if left out.
+        """
         known = self._known(epoch)
-        return np.asarray(known[:, -1] - known[:, epoch - 1])
+        return np.asarray(known[:, (until or self.total) - 1] - known[:, epoch - 1])
 
     def forecast(self, curve: Curve, expected: Prediction | None = None) -> Forecast | None:
         """What the run will come to; None where no finished run tells.
@@ -87,9 +99,9 @@ class Outlook:
             variance = prior * variance / (prior + variance)
         return Forecast(min(reached, 100.0), math.sqrt(variance), len(gains))
 
-    def chance(self, curve: Curve, target: float) -> float:
-        """Probability that the run's best epoch will beat `target`."""
-        gains = self.gains(self._epoch(curve))
+    def chance(self, curve: Curve, target: float, until: int | None = None) -> float:
+        """Probability that the run's best epoch will beat `target`, by epoch `until` or its end."""
+        gains = self.gains(self._epoch(curve), until)
         return chance_of_gain(gains, target - max(q for _, q in curve), self._likeness(curve))
 
     def stop(self, curve: Curve, settings: StoppingSettings) -> str | None:
@@ -123,17 +135,72 @@ class Outlook:
 
 
 def should_stop(
-    curve: Curve, history: Sequence[RunHistory], settings: StoppingSettings, total_epochs: int
+    run: RunHistory, history: Sequence[RunHistory], settings: StoppingSettings, total_epochs: int
 ) -> str | None:
-    """Why the trial should end now, as a sentence, or None to go on.
+    """Why a trial should end now, as a sentence, or None to go on.
 
     Args:
-        curve: the trial's measured epochs so far.
+        run: the trial with its measured epochs so far.
         history: other runs on the same base model and data set.
-        settings: how sure one must be.
+        settings: how sure one must be, and of what.
         total_epochs: epochs the trial was planned for.
     """
-    return Outlook(history, total_epochs).stop(curve, settings)
+    reason = Outlook(history, total_epochs).stop(run.curve, settings)
+    if reason is None or not settings.objectives:
+        return reason
+    chance = _chance_of_front(run, history, settings, total_epochs)
+    if chance >= settings.min_chance:
+        return None
+    return f"{reason}; the chance of a place on the front of {' and '.join(settings.objectives)} is {chance:.0%}"
+
+
+def _chance_of_front(run: RunHistory, history: Sequence[RunHistory], settings: StoppingSettings, total: int) -> float:
+    """See `chance_of_front`; certain where nothing is known."""
+    names = settings.objectives
+    known = {h.run.uid: found for h in history if len(found := _measured(h, names))}
+    finished = [h for h in history if h.run.outcome is Outcome.OK and h.run.uid in known]
+    own = _measured(run, names)
+    if not len(own) or len(finished) < settings.min_runs:
+        return 1.0
+    tracks = np.array(
+        [
+            [_resampled(known[h.run.uid][:, [0, k]], _planned(h, h.run.epochs_done), total) for h in finished]
+            for k in range(1, len(names) + 1)
+        ]
+    )  # (objectives, runs, epochs)
+    epoch = min(max(int(own[-1, 0]), 1), total)
+    gains = (tracks[:, :, -1] - tracks[:, :, epoch - 1]).T
+    gains = gains[~np.isnan(gains).any(axis=1)]
+    return chance_of_front(own[:, 1:].max(axis=0), gains, np.vstack([found[:, 1:] for found in known.values()]))
+
+
+def _measured(run: RunHistory, names: Sequence[str]) -> Array:
+    """Epoch and objectives of each epoch that has all of them: shape (epochs, 1 + objectives)."""
+    means = [(e.epoch_number, e.quantitative_metrics.mean) for e in run.epochs if e.epoch_number > 0]
+    rows = [[epoch, *(getattr(mean, name) for name in names)] for epoch, mean in means if mean is not None]
+    return np.array([row for row in rows if None not in row], dtype=float).reshape(-1, 1 + len(names))
+
+
+def expected_ends(history: Sequence[RunHistory]) -> dict[uuid.UUID, float]:
+    """Best quality (0-100) that runs stopped early would have come to, by their identity.
+
+    From what finished runs on the same base model and data set still gained; at most the best of these, since
+    none was stopped that was likely to beat it. Those that no finished run tells of are left out.
+    """
+    stopped = [h for h in history if h.run.outcome is Outcome.STOPPED_EARLY and h.curve]
+    found: dict[uuid.UUID, float] = {}
+    for model, data in dict.fromkeys((h.run.base_model, h.run.dataset) for h in stopped):
+        here = related(history, model, data)
+        longest = max(h.run.epochs_done for h in here)
+        outlooks = {
+            total: Outlook(here, total) for total in {_planned(h, longest) for h in related(stopped, model, data)}
+        }
+        for run in related(stopped, model, data):
+            outlook = outlooks[_planned(run, longest)]
+            forecast = outlook.forecast(run.curve)
+            if forecast is not None:
+                found[run.run.uid] = min(forecast.quality, outlook.target or forecast.quality)
+    return found
 
 
 def chance_of_gain(gains: Sequence[float] | Array, needed: float, weight: Array | None = None) -> float:
@@ -168,18 +235,28 @@ def chance_of_front(current: Array, gains: Array, front: Array) -> float:
     Args:
         current: best of each objective so far, shape (k,).
         gains: what finished runs gained in each from the same point on, shape (m, k).
-        front: the front, shape (p, k).
+        front: points that others reached, shape (p, k).
     """
     reached = current + gains
     dominated = np.any(np.all(front[None, :, :] >= reached[:, None, :], axis=2), axis=1)
     return float((np.count_nonzero(~dominated) + 0.5 * _PRIOR_RUNS) / (len(gains) + _PRIOR_RUNS))
 
 
-def _resampled(run: RunHistory, total: int) -> Array:
-    """Best quality so far after each of `total` equal shares of a run, shape (total,); nan before the first."""
-    planned = run.run.all_parameters.get("max_train_epochs")
-    epochs = planned if isinstance(planned, int) else run.run.epochs_done
-    numbers, values = (np.array(v, dtype=float) for v in zip(*((e, q) for e, q in run.curve if e > 0), strict=True))
+def _resampled(points: Curve | Array, planned: int, total: int) -> Array:
+    """Best value so far after each of `total` equal shares of a run, shape (total,); nan before the first.
+
+    Args:
+        points: (epoch, value), in order.
+        planned: epochs the run was to have.
+        total: shares.
+    """
+    numbers, values = np.array([point for point in points if point[0] > 0], dtype=float).reshape(-1, 2).T
     best = np.maximum.accumulate(values)
-    place = np.searchsorted(numbers, np.arange(1, total + 1) * max(epochs, 1) / total + 1e-9, side="right") - 1
+    place = np.searchsorted(numbers, np.arange(1, total + 1) * max(planned, 1) / total + 1e-9, side="right") - 1
     return np.asarray(np.where(place >= 0, best[np.maximum(place, 0)], np.nan))
+
+
+def _planned(run: RunHistory, otherwise: int) -> int:
+    """Epochs that a run was to have."""
+    planned = run.run.all_parameters.get("max_train_epochs")
+    return planned if isinstance(planned, int) else otherwise

@@ -181,12 +181,13 @@ class CampaignStudy:
     @_once_more
     def refuse(self, number: int, verdict: GateVerdict) -> None:
         """End a trial that the gate does not let run; telling it twice changes nothing."""
-        if self._frozen(number).state.is_finished():
+        trial = self._frozen(number)
+        if trial.state.is_finished():
             return
         for key, value in (("gate", verdict.rule), ("reason", verdict.reason), ("p_fail", verdict.p_fail)):
-            self.note(number, key, value)
+            self._note(trial, key, value)
         # A repeat of a good run is no bad setting: it must not push the sampler away from there.
-        self._constrain(number, -VIOLATION if verdict.rule == "known_result" else VIOLATION)
+        self._constrain(trial, -VIOLATION if verdict.rule == "known_result" else VIOLATION)
         self.study.tell(number, state=TrialState.PRUNED)
 
     @_once_more
@@ -212,16 +213,15 @@ class CampaignStudy:
                 f"trial {number} ended before as {trial.state.name} ({trial.value}) and cannot become {state.name} "
                 f"({value}): Optuna keeps the first; look which process told it"
             )
-        self.note(number, "outcome", str(outcome))
+        self._note(trial, "outcome", str(outcome))
         if state is not TrialState.FAIL:
-            self._constrain(number, -VIOLATION if state is TrialState.COMPLETE else VIOLATION)
+            self._constrain(trial, -VIOLATION if state is TrialState.COMPLETE else VIOLATION)
         self.study.tell(number, value, state=state)
 
     @_once_more
     def note(self, number: int, key: str, value: Any) -> None:
         """Keep a JSON value on an open trial, for the dashboard."""
-        if self._frozen(number).user_attrs.get(key) != value:
-            self.storage.set_trial_user_attr(self.trial_id(number), key, value)
+        self._note(self._frozen(number), key, value)
 
     @_once_more
     def trial_id(self, number: int) -> int:
@@ -258,11 +258,15 @@ class CampaignStudy:
         again = optuna.Trial(self.study, self.trial_id(trial.number))
         return Proposal(trial.number, {n: _suggest(again, n, d) for n, d in self._space.distributions.items()})
 
-    def _constrain(self, number: int, violation: float) -> None:
-        trial = optuna.Trial(self.study, self.trial_id(number))
+    def _note(self, trial: FrozenTrial, key: str, value: Any) -> None:
+        # The trial as it was read before: each reading of an open trial costs as much as a write.
+        if trial.user_attrs.get(key) != value:
+            self.storage.set_trial_user_attr(trial._trial_id, key, value)
+
+    def _constrain(self, trial: FrozenTrial, violation: float) -> None:
         if CONSTRAINT not in trial.constraints:
-            trial.set_constraint(CONSTRAINT, violation)
-        self.storage.set_trial_system_attr(self.trial_id(number), _LEGACY, [violation])
+            optuna.Trial(self.study, trial._trial_id).set_constraint(CONSTRAINT, violation)
+        self.storage.set_trial_system_attr(trial._trial_id, _LEGACY, [violation])
 
 
 def _check_unchanged(study: optuna.Study, space: Space) -> None:

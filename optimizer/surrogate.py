@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from scipy.stats import qmc, t
 
 from optimizer.forest import Forest
-from optimizer.gaussian import GaussianProcess
+from optimizer.gaussian import GaussianProcess, one_thread
 from optimizer.history import best_quality, failed, how_it_ended, informative
 from optimizer.space import Space
+from optimizer.stopping import expected_ends
 from schema.findings import Prediction
 from schema.parameters import ParameterValue
-from schema.runs import RunHistory
+from schema.runs import Outcome, RunHistory
 
 Array = NDArray[np.float64]
 
@@ -27,6 +28,9 @@ _PRIOR_RUNS = 3.0  # runs that this expectation is worth
 _CONFIDENCE = 0.9
 _LEAST = 3
 _ELSEWHERE = 0.25  # weight of a run on another base model or data set
+_STOPPED = 0.3
+"""Weight of the quality of a run that was stopped early: it is what the run was on its way to."""
+
 _MOST = 300
 _NEAREST = 3
 _STEPS = 4
@@ -44,6 +48,7 @@ class Surrogate:
     names: tuple[str, ...]
     x: Array  # (n, d)
     quality: GaussianProcess | None
+    wary: GaussianProcess | None  # of qualities too, a failed run counting as the worst that was measured
     failure: GaussianProcess | None
     votes: Forest | None
     steps: Forest | None  # of qualities
@@ -64,7 +69,9 @@ class Surrogate:
         """Learn from all runs that say something about their parameters; the newest 300 of them.
 
         Qualities and failures are each fitted by a Gaussian process. Runs on another base model or data set
-        count a quarter, and their qualities are first moved by the difference of the means.
+        count a quarter, and their qualities are first moved by the difference of the means. Of a run that was
+        stopped early its forecast is learnt, with less weight: the best it had would speak against a setting
+        that needs its time.
 
         Args:
             history: all runs there are.
@@ -73,23 +80,38 @@ class Surrogate:
             base_model: where predictions are for.
             dataset: likewise.
         """
+        with one_thread():
+            return cls._fit(history, space, failed_quality, (base_model, dataset))
+
+    @classmethod
+    def _fit(
+        cls, history: Sequence[RunHistory], space: Space, failed_quality: float, place: tuple[str, str]
+    ) -> Surrogate:
         runs = informative(history)[-_MOST:]
         x = np.array([space.encode(h.run.all_parameters) for h in runs]).reshape(len(runs), len(space.columns))
-        own = np.array([h.run.base_model == base_model and h.run.dataset == dataset for h in runs], dtype=bool)
+        own = np.array([_where(h) == place for h in runs], dtype=bool)
         weight = np.where(own, 1.0, _ELSEWHERE)
         fails = np.array([failed(h, failed_quality) for h in runs], dtype=float)
         base_rate = float((_PRIOR_RUNS * PRIOR_P_FAIL + weight @ fails) / (_PRIOR_RUNS + weight.sum()))
-        qualities = np.array([_or_nan(best_quality(h)) for h in runs])
+        ends = expected_ends(runs)
+        qualities = np.array([ends.get(h.run.uid, _or_nan(best_quality(h))) for h in runs])
+        sure = weight * np.array([_STOPPED if h.run.outcome is Outcome.STOPPED_EARLY else 1.0 for h in runs])
         measured = ~np.isnan(qualities)
         places = [_where(h) for h, m in zip(runs, measured, strict=True) if m]
         levelled = _levelled(qualities[measured], own[measured], places)
         worth = np.full(len(runs), -math.inf)
         worth[measured] = np.where(fails[measured] > 0, -math.inf, levelled)
-        process = _fit(x[measured], levelled, weight[measured], None)
-        steps = None if process is None else Forest.fit(x[measured], levelled, weight[measured])
+        process = _fit(x[measured], levelled, sure[measured], None)
+        steps = None if process is None else Forest.fit(x[measured], levelled, sure[measured])
+        wary = process
+        if process is not None and fails.any():
+            # Beside a cliff the risk alone is too mild, and what a run had before it broke is no promise.
+            fine = worth[np.isfinite(worth)]
+            penalised = np.where(np.isfinite(worth), worth, fine.min() if len(fine) else 0.0)
+            wary = GaussianProcess.fit(x, penalised, sure)
         smooth, spread = 1.0, math.inf
         if process is not None and steps is not None:
-            smooth, spread = _calibrated(process, steps, x[measured], levelled, weight[measured])
+            smooth, spread = _calibrated(process, steps, x[measured], levelled, sure[measured])
         risk = _fit(x, fails, weight, base_rate) if 0 < fails.sum() < len(fails) else None
         return cls(
             space=space,
@@ -97,6 +119,7 @@ class Surrogate:
             names=tuple(h.run.run_name for h in runs),
             x=x,
             quality=process,
+            wary=wary,
             failure=risk,
             votes=None if risk is None else Forest.fit(x, fails, weight),
             steps=steps,
@@ -105,7 +128,7 @@ class Surrogate:
             base_rate=base_rate,
             seen=tuple(levelled),
             best=max(levelled[own[measured]], default=None),
-            units=np.array([[space.unit(n, h.run.all_parameters.get(n)) for n in space.names] for h in runs]),
+            units=np.array([space.units(h.run.all_parameters) for h in runs]),
             worth=worth,
             weight=float(weight.sum()),
             ends=tuple(_kind(h) if bad else "" for h, bad in zip(runs, fails, strict=True)),
@@ -113,6 +136,10 @@ class Surrogate:
 
     def predict(self, parameters: Mapping[str, ParameterValue]) -> Prediction:
         """What a full set of parameters will bring; with fewer than 3 measured runs anything may happen."""
+        with one_thread():
+            return self._predict(parameters)
+
+    def _predict(self, parameters: Mapping[str, ParameterValue]) -> Prediction:
         point = self.space.encode(parameters)[None, :]
         if self.quality is None:
             expected = float(np.mean(self.seen)) if self.seen else 50.0
@@ -192,7 +219,7 @@ class Surrogate:
         """Quality points that each searched parameter's value gains against its mean over the parameter's span."""
         if self.quality is None:
             return {}
-        here = np.array([self.space.unit(name, parameters.get(name)) for name in self.space.names])
+        here = self.space.units(parameters)
         d = len(here)
         units = np.tile(here, (1 + d * _STEPS, 1))
         for i in range(d):

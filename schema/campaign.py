@@ -41,6 +41,12 @@ class Choices(Frozen):
 SearchSpace = dict[str, Range | Choices]
 
 
+def ratio_of(name: str) -> tuple[str, str] | None:
+    """The two parameters of a searched ratio ``a/b``; None for the name of a parameter."""
+    part, slash, whole = name.partition("/")
+    return (part.strip(), whole.strip()) if slash else None
+
+
 class Budget(Frozen):
     """When a campaign ends: at the first of these."""
 
@@ -71,9 +77,18 @@ class GateSettings(Frozen):
 
     enabled: bool = True
     min_runs: int = Field(5, ge=1, description="before so many finished runs nothing is refused on predictions")
-    max_p_fail: float = Field(0.45, gt=0, le=1, description="refuse above this probability of failure")
+    max_p_fail: float = Field(
+        0.45, gt=0, le=1, description="refuse above this probability of failure; from few runs above a higher one"
+    )
     audit_share: float = Field(0.1, ge=0, le=1, description="share of refused proposals that run anyway")
     max_skips_in_a_row: int = Field(6, ge=1, description="then the least bad one runs")
+
+
+Objective = Literal[
+    "overall", "colour", "style", "background_accuracy", "hair_accuracy", "crown_accuracy", "colour_purity",
+    "edge_sharpness", "pixel_art_purity", "palette_score", "dithering_score",
+]  # fmt: skip
+"""Measures of an epoch's mean picture of which more is better, 0-100."""
 
 
 class StoppingSettings(Frozen):
@@ -84,6 +99,25 @@ class StoppingSettings(Frozen):
     min_share: float = Field(0.3, ge=0, le=1, description="share of its epochs that every trial may finish")
     min_runs: int = Field(3, ge=1, description="finished runs needed to compare with")
     min_chance: float = Field(0.1, ge=0, le=1, description="stop below this chance of beating the best run")
+    objectives: tuple[Objective, ...] = Field(
+        (), description="measures: a run that may still get onto their Pareto front goes on, whatever its quality"
+    )
+
+    @field_validator("objectives")
+    @classmethod
+    def _several(cls, names: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        if len(names) == 1 or len(set(names)) < len(names):
+            raise ValueError(f"a front is of two measures or more, each once, but objectives are {', '.join(names)}")
+        return names
+
+
+class EffortSettings(Frozen):
+    """How much is drawn of an epoch."""
+
+    few_prompts: int = Field(
+        4, ge=1, description="prompts, one seed each, drawn of an epoch that can hardly win; a large number: always all"
+    )
+    min_chance: float = Field(0.1, ge=0, le=1, description="all are drawn from this chance of coming near the best run")
 
 
 class NotifySettings(Frozen):
@@ -142,6 +176,7 @@ class CampaignFile(Frozen):
     budget: Budget = Budget()
     gate: GateSettings = GateSettings()
     stopping: StoppingSettings = StoppingSettings()
+    effort: EffortSettings = EffortSettings()
     retention: RetentionSettings = RetentionSettings()
     notify: NotifySettings = NotifySettings()
     folder: Path = Field(Path("."), exclude=True, description="folder of the file; set when it is read")
@@ -150,6 +185,9 @@ class CampaignFile(Frozen):
     @classmethod
     def _searchable(cls, space: SearchSpace) -> SearchSpace:
         for name, span in space.items():
+            if ratio_of(name) is not None:
+                _check_ratio(name, span, space)
+                continue
             spec = parameter(name)
             if not spec.searchable:
                 raise ConfigError(f"{name} cannot be searched: set it under [fixed]")
@@ -170,7 +208,8 @@ class CampaignFile(Frozen):
 
     @model_validator(mode="after")
     def _once(self) -> CampaignFile:
-        both = sorted(set(self.search) & set(self.fixed))
+        computed = {parts[0] for name in self.search if (parts := ratio_of(name)) is not None}
+        both = sorted((set(self.search) | computed) & set(self.fixed))
         if both:
             raise ConfigError(f"{', '.join(both)} stands in both [search] and [fixed]: remove one")
         for setting in self.start:
@@ -211,6 +250,25 @@ class CampaignFile(Frozen):
     def prompts_file(self) -> Path:
         """Path of the prompt suite."""
         return self.path(self.campaign.prompts)
+
+
+def _check_ratio(name: str, span: Range | Choices, space: SearchSpace) -> None:
+    """A ratio is of two different numbers, positive, and stands in place of its first parameter.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    part, whole = ratio_of(name) or (name, name)
+    for one in (part, whole):
+        if parameter(one).kind not in (Kind.FLOAT, Kind.INT) or not parameter(one).searchable:
+            raise ConfigError(f"{name} cannot be searched: {one} is no number that may be searched")
+    if part == whole or sum((ratio_of(other) or (other,))[0] == part for other in space) > 1:
+        raise ConfigError(f"{name} stands in place of {part}: search {part} once, as itself or as a ratio")
+    if ratio_of(whole) is not None or any((ratio_of(other) or ("", ""))[0] == whole for other in space):
+        raise ConfigError(f"{name} cannot be computed: {whole} is a ratio itself")
+    values = span.choices if isinstance(span, Choices) else (span.low, span.high)
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and v > 0 for v in values):
+        raise ConfigError(f"{name} is a ratio of two numbers: give it numbers above 0")
 
 
 def load_campaign(path: Path) -> CampaignFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -170,6 +171,10 @@ class PromptSuite(Frozen):
         if twice:
             raise ValueError(f"prompt names must differ, but {', '.join(twice)} stands twice")
         return prompts
+
+    def part(self, places: Sequence[int]) -> PromptSuite:
+        """The prompts at these places, from 0, with the first seed only."""
+        return self.changed(prompts=tuple(self.prompts[i] for i in places), seeds=self.seeds[:1])
 
 
 def load_prompts(path: Path) -> PromptSuite:

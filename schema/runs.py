@@ -150,6 +150,7 @@ class EpochMetrics(Frozen):
     )
     memorised_share: float | None = Field(None, description="share of pictures that copy a training picture, 0-1")
     worst_prompts: dict[str, str] = Field({}, description="by attribute, the prompt it is least true to")
+    share: float = Field(1.0, gt=0, le=1, description="of the prompt suite that was drawn; below 1 it could not win")
     pictures: tuple[PictureMetrics, ...] = ()
 
     @model_validator(mode="before")

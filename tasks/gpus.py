@@ -68,14 +68,16 @@ def visible() -> list[str]:
 
 
 def take(names: list[str], folder: Path | None = None) -> tuple[str, Claim] | None:
-    """The first GPU that no other process on this machine has, None where all are taken.
+    """The first GPU that no other process of this user has, None where all are taken.
 
     Args:
         names: of those to choose from.
-        folder: where claims lie; one for all programs of this machine if left out.
+        folder: where claims lie; one for all of the user's programs on this machine if left out.
     """
     return next(((name, claim) for name in names if (claim := _claim(name, folder)) is not None), None)
 
 
 def _claim(name: str, folder: Path | None) -> Claim | None:
-    return Claim.take((folder or Path(tempfile.gettempdir()) / "pixelloop-gpus") / f"{name.replace('/', '-')}.lock")
+    return Claim.take(
+        (folder or Path(tempfile.gettempdir()) / f"pixelloop-gpus-{os.getuid()}") / f"{name.replace('/', '-')}.lock"
+    )

@@ -116,6 +116,11 @@ class Home:
         return self.root / "warm-trainer.log"
 
     @property
+    def flow_runs(self) -> Path:
+        """Claims of the flow runs that are under way."""
+        return self.root / "flow-runs"
+
+    @property
     def workers_log(self) -> Path:
         """What processes say that run trials beside the campaign's own."""
         return self.root / "workers.log"

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from schema.campaign import CampaignFile
+from schema.campaign import CampaignFile, GateSettings
 from schema.prompts import PromptSuite
 from tasks.store.postgres import PostgresStore
 from tasks.training.kohya import read_kohya
@@ -49,6 +49,12 @@ def test_the_files_for_a_real_model_are_valid() -> None:
     assert CampaignFile.model_validate(tomllib.loads(campaign.replace("[campaign]", f"[campaign]\n{sd_scripts}")))
     suite = PromptSuite.model_validate(tomllib.loads(prompts))
     assert suite.prompts[0].expectation.background == ("#22aa44",)
+
+
+def test_the_settings_of_the_search_are_valid() -> None:
+    (settings,) = blocks("search.md", "toml")
+    named = settings.replace("[campaign]", '[campaign]\nname = "night"\nbase_model = "base"\ndataset = "data"')
+    assert CampaignFile.model_validate(tomllib.loads(named)).gate == GateSettings()
 
 
 def test_kohyas_files_are_valid(tmp_path: Path) -> None:

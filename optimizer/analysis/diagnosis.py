@@ -12,6 +12,7 @@ from optimizer.analysis.speed import slow_causes, slowness
 from optimizer.analysis.suspects import likely_causes
 from optimizer.history import best_quality, judged_epoch, related
 from optimizer.space import Space
+from schema.campaign import ratio_of
 from schema.findings import DataAudit, Diagnosis, LikelyCause
 from schema.parameters import PARAMETERS
 from schema.runs import EpochMetrics, RunHistory, TrainingRun
@@ -228,7 +229,7 @@ def _as_causes(factors: Sequence[str], learnt: Cause) -> list[LikelyCause]:
     """One for each parameter that is blamed: those that changed together share one sentence."""
     return [
         LikelyCause(
-            factor=name, category=str(PARAMETERS[name].category), sentence=learnt.sentence,
+            factor=name, category=str(PARAMETERS[(ratio_of(name) or (name,))[0]].category), sentence=learnt.sentence,
             recommendation=learnt.recommendation, confidence=learnt.confidence, evidence=learnt.evidence,
         )
         for name in factors

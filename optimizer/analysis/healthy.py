@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,9 +87,25 @@ class Healthy:
         """The parameters that lie outside what healthy runs have, the farthest first."""
         if not self:
             return []
-        mine, theirs = scaled(run), [scaled(h) for h in self.runs]
-        found = [_departure(name, mine[name], [other.get(name) for other in theirs]) for name in mine]
+        found = [_departure(name, value, self._usual.get(name, ())) for name, value in scaled(run).items()]
         return sorted((d for d in found if d is not None and not self._follows(d.name, run)), key=lambda d: -d.size)
+
+    # What many runs are held against is worked out once.
+    @functools.cached_property
+    def _usual(self) -> dict[str, tuple[ParameterValue, ...]]:
+        """By parameter, the different values that they have."""
+        theirs = [scaled(h) for h in self.runs]
+        names = dict.fromkeys(name for other in theirs for name in other)
+        return {name: tuple(dict.fromkeys(other.get(name) for other in theirs)) for name in names}
+
+    @functools.cached_property
+    def _usual_alphas(self) -> dict[str, list[float]]:
+        used = [active(h.run.all_parameters) for h in self.runs]
+        return {name: [a for a in (_number(p[name]) for p in used) if a is not None] for name in ALPHAS}
+
+    @functools.cached_property
+    def _steps(self) -> list[float]:
+        return [n for n in map(_steps, self.runs) if n is not None]
 
     def _follows(self, name: str, run: RunHistory) -> bool:
         """Whether a departure is made up for, or follows from another one.
@@ -99,12 +116,11 @@ class Healthy:
             return self._usual_steps(run)
         if name not in ALPHAS:
             return False
-        alphas = [_number(active(h.run.all_parameters)[name]) for h in self.runs]
-        usual, mine = [a for a in alphas if a is not None], _number(active(run.run.all_parameters)[name])
+        usual, mine = self._usual_alphas[name], _number(active(run.run.all_parameters)[name])
         return mine is not None and bool(usual) and min(usual) <= mine <= max(usual)
 
     def _usual_steps(self, run: RunHistory) -> bool:
-        steps, usual = _steps(run), [n for n in map(_steps, self.runs) if n is not None]
+        steps, usual = _steps(run), self._steps
         if steps is None or not usual:
             return False
         return min(usual) / _USUAL_STEPS <= steps <= max(usual) * _USUAL_STEPS
@@ -135,9 +151,8 @@ def _may_cause(name: str) -> bool:
     return name not in NO_CAUSE and spec.category not in _NO_CATEGORY
 
 
-def _departure(name: str, value: ParameterValue, others: Sequence[ParameterValue]) -> Departure | None:
-    """How a value lies outside others; None where it lies inside, or where they do not say."""
-    usual = tuple(dict.fromkeys(others))
+def _departure(name: str, value: ParameterValue, usual: tuple[ParameterValue, ...]) -> Departure | None:
+    """How a value lies outside usual ones; None where it lies inside, or where they do not say."""
     if value in usual:
         return None
     numbers, number = [n for n in map(_number, usual) if n is not None], _number(value)

@@ -66,7 +66,7 @@ def next_experiments(
         count: how many at most, each changing another set of parameters if there are enough.
         audit: of the data set; says what should be done before an experiment.
     """
-    best = best_run(history)
+    best = best_own(history, space)
     if best is None or best_quality(best) is None:
         return ()
     base = _within(space, best.run.all_parameters)
@@ -102,6 +102,11 @@ def costed(
     )
 
 
+def best_own(history: Sequence[RunHistory], space: Space) -> RunHistory | None:
+    """The best run that has what the campaign fixes, as every proposal will; it alone can be compared with."""
+    return best_run(h for h in history if space.is_own(h.run.all_parameters))
+
+
 def identity_of(campaign: str, searched: Parameters) -> uuid.UUID:
     """Identity of an experiment: the same each time it is proposed."""
     return uuid.uuid5(_NAMESPACE, json.dumps([campaign, sorted(searched.items())]))
@@ -135,12 +140,14 @@ def _limits(history: Sequence[RunHistory], space: Space) -> dict[str, tuple[floa
     runs = informative(history)
     healthy = Healthy.of(runs)
     limits: dict[str, tuple[float, float]] = {}
+    spans: dict[str, list[float]] = {}
     for run in runs:
-        name = next((d.name for d in healthy.departures(run)), None)
-        if name not in space.names or not numeric(space.distributions[name]) or not healthy.shortfall(run):
+        name = next((d.name for d in healthy.departures(run)), None) if healthy.shortfall(run) else None
+        if name not in space.names or not numeric(space.distributions[name]):
             continue
-        here = space.unit(name, active(run.run.all_parameters)[name])
-        theirs = [space.unit(name, active(h.run.all_parameters)[name]) for h in healthy.runs]
+        if name not in spans:
+            spans[name] = [space.unit(name, active(h.run.all_parameters)[name]) for h in healthy.runs]
+        here, theirs = space.unit(name, active(run.run.all_parameters)[name]), spans[name]
         low, high = limits.get(name, (-math.inf, math.inf))
         if here < min(theirs):
             low = max(low, (here + min(theirs)) / 2)

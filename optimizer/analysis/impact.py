@@ -13,7 +13,7 @@ from sklearn.ensemble import RandomForestRegressor
 
 from optimizer.history import best_quality, informative
 from optimizer.rules import text_of
-from optimizer.space import Space, active, filled
+from optimizer.space import Space, filled
 from schema.findings import ParameterEffect
 from schema.parameters import PARAMETERS, ParameterValue
 from schema.runs import RunHistory
@@ -103,12 +103,13 @@ def _bare(name: str, n: int, verdict: str) -> ParameterEffect:
 
 def varied_parameters(runs: Sequence[RunHistory], space: Space) -> list[Varied]:
     """The parameters that differ between runs and may explain something, the searched ones first."""
-    used = [active(run.run.all_parameters) for run in runs]
+    used = [space.active(run.run.all_parameters) for run in runs]
     others = [n for n, spec in PARAMETERS.items() if not spec.derived and n not in space.names and n not in NO_CAUSE]
     columns = [Varied(name, tuple(p[name] for p in used)) for name in (*space.names, *others)]
     # A parameter that another one switches on and off has not been varied itself.
     settings = [filled(run.run.all_parameters) for run in runs]
-    return [c for c in columns if len(set(c.values)) > 1 and len({s[c.name] for s in settings}) > 1]
+    own = {c.name: {s[c.name] for s in settings} if c.name in PARAMETERS else {*c.values} - {None} for c in columns}
+    return [c for c in columns if len(set(c.values)) > 1 and len(own[c.name]) > 1]
 
 
 def run_qualities(runs: Sequence[RunHistory], space: Space) -> Array:

@@ -9,8 +9,8 @@ from datetime import datetime
 
 import numpy as np
 
-from optimizer.analysis.hypotheses import identity_of
-from optimizer.history import best_quality, best_run, failed, informative
+from optimizer.analysis.hypotheses import best_own, identity_of
+from optimizer.history import best_quality, failed, informative
 from optimizer.rules import text_of
 from optimizer.space import Space
 from schema.errors import ConfigError, NotFoundError
@@ -58,7 +58,7 @@ def by_hand(
         ConfigError: a parameter is not searched, lies outside the space, or breaks a hard rule.
     """
     full, base = setting_of(change, history, space)
-    best = best_run(history)
+    best = best_own(history, space)
     quality = best_quality(best) if best is not None else None
     steps = " and ".join(f"{n} = {text_of(v)}" for n, v in change.items())
     return Hypothesis(
@@ -75,7 +75,7 @@ def setting_of(change: Parameters, history: Sequence[RunHistory], space: Space) 
     Raises:
         ConfigError: as `by_hand`.
     """
-    best = best_run(history)
+    best = best_own(history, space)
     against = space.searched(best.run.all_parameters) if best is not None else space.likely()
     if problems := space.problems(change):
         raise ConfigError(f"this experiment cannot run: {'; '.join(problems)}")

@@ -11,7 +11,6 @@ import numpy as np
 from scipy.stats import t as student
 
 from optimizer.history import best_quality, failed, informative
-from optimizer.rules import text_of
 from optimizer.space import Space
 from schema.errors import ConfigError
 from schema.parameters import Parameters, ParameterValue, parameter, parse_value
@@ -35,7 +34,8 @@ class Change:
     after: ParameterValue
 
     def __str__(self) -> str:
-        return f"{self.name} {text_of(self.before)} -> {text_of(self.after)}"
+        one, two = (str(v).lower() if isinstance(v, bool) else str(v) for v in (self.before, self.after))
+        return f"{self.name} {one} -> {two}"  # all digits, so that it reads back
 
     @classmethod
     def parse(cls, text: str) -> Change:
@@ -58,9 +58,9 @@ class Change:
         """False for the value before, True for that after, None for others."""
         return value == self.after if value in (self.before, self.after) else None
 
-    def pair(self, setting: Parameters, seed: int) -> tuple[Parameters, Parameters]:
+    def pair(self, setting: Parameters) -> tuple[Parameters, Parameters]:
         """The two settings of one pair."""
-        return {**setting, self.name: self.before, "seed": seed}, {**setting, self.name: self.after, "seed": seed}
+        return {**setting, self.name: self.before}, {**setting, self.name: self.after}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def missing(change: Change, history: Sequence[RunHistory], space: Space, count: 
     for setting in _bases(change, history, space):
         if count == 0:
             break
-        halves = [{**setting, change.name: value} for value in (change.before, change.after)]
+        halves = change.pair(setting)
         key = _rest(change.name, change.before, setting, space)
         if key not in done:
             _check_runnable(change, halves, space)
@@ -118,14 +118,11 @@ def _check_runnable(change: Change, halves: Sequence[Parameters], space: Space) 
 
 def _bases(change: Change, history: Sequence[RunHistory], space: Space) -> Iterator[Parameters]:
     """Settings to make pairs from: of past runs, the best first, then the best with seeds that it has not had."""
-    today = space.complete({})
-    free = {*space.names, change.name, "seed"}
-    fixed = {name: value for name, value in space.filled(today).items() if name not in free}
     found: list[Parameters] = []
     for run in sorted(_unbiased(history), key=lambda h: -(best_quality(h) or 0.0)):
         setting = space.filled(run.run.all_parameters)
-        as_today = all(setting[name] == value for name, value in fixed.items())
-        if as_today and not failed(run, space.failed_quality) and not space.problems(space.searched(setting)):
+        inside = space.is_own(setting, (change.name,)) and not space.problems(space.searched(setting))
+        if inside and not failed(run, space.failed_quality):
             found.append(setting)
     best = found[0] if found else space.complete(space.likely())
     yield from _with_effect(change, found, space)
@@ -136,7 +133,7 @@ def _bases(change: Change, history: Sequence[RunHistory], space: Space) -> Itera
 def _with_effect(change: Change, settings: Sequence[Parameters], space: Space) -> Iterator[Parameters]:
     """Those settings beside which the change is one."""
     for setting in settings:
-        one, two = ({**setting, change.name: value} for value in (change.before, change.after))
+        one, two = change.pair(setting)
         if space.key(one) != space.key(two):
             yield setting
 

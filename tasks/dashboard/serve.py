@@ -26,13 +26,13 @@ class DashboardServer(ThreadingMixIn, WSGIServer):
     """A listening server; `serve_forever` runs it and `server_close` frees its port."""
 
     daemon_threads = True  # a browser's open connection must not hold up Ctrl-C
-    storage: RDBStorage | None = None
+    opened: RDBStorage | None = None  # a storage that is the server's own
 
     def server_close(self) -> None:
-        """Free the port, and the database's connections: one that is held keeps the embedded server from stopping."""
+        """Free the port, and let go of the database, which may be waiting to be idle."""
         super().server_close()
-        if self.storage is not None:
-            self.storage.engine.dispose()
+        if self.opened is not None:
+            self.opened.engine.dispose()
 
     @property
     def url(self) -> str:
@@ -96,7 +96,7 @@ def open_server(
     server = listen(DashboardServer, host, port, free_port)  # first the port: the application takes seconds to import
     try:
         if isinstance(storage, str):
-            storage = server.storage = _open_storage(storage)
+            storage = server.opened = _open_storage(storage)
         server.set_app(_application(storage, artifact_dir))
     except BaseException:
         server.server_close()

@@ -13,6 +13,7 @@ from schema.parameters import PARAMETERS, ParameterValue
 from schema.runs import EpochResult, RunHistory
 from tasks.reports import wording
 from tasks.reports.leaderboard import Row
+from tasks.reports.predictions import check_predictions
 from tasks.reports.progression import progressions
 
 Figure = dict[str, Any]
@@ -67,6 +68,29 @@ def parameter_scatter(rows: Sequence[Row], name: str) -> Figure:
     else:
         layout["xaxis"]["type"] = "category"
     return {"data": [trace for trace in data if trace["x"]], "layout": layout}
+
+
+def calibration(history: Sequence[RunHistory]) -> Figure:
+    """What each run came to over what was predicted for it, with the interval; on the line a prediction was exact."""
+    checks = check_predictions(history)
+    predicted = [check.prediction.quality for check in checks]
+    measured = [check.actual for check in checks]
+    ends = [min([*predicted, *measured], default=0.0), max([*predicted, *measured], default=100.0)]
+    points = {
+        "type": "scatter", "mode": "markers", "name": "runs", "x": predicted, "y": measured,
+        "marker": {"size": 9, "color": [_PALETTE[0] if check.in_interval else _PALETTE[4] for check in checks]},
+        "error_x": {
+            "type": "data", "symmetric": False, "thickness": 1, "color": _PALETTE[9],
+            "array": [check.prediction.high - check.prediction.quality for check in checks],
+            "arrayminus": [check.prediction.quality - check.prediction.low for check in checks],
+        },
+        "text": [check.run_name for check in checks],
+    }  # fmt: skip
+    exact = {
+        "type": "scatter", "mode": "lines", "name": "exact", "x": ends, "y": ends,
+        "line": {"color": _PALETTE[9], "width": 1.5, "dash": "dot"},
+    }  # fmt: skip
+    return {"data": [points, exact], "layout": _layout("predicted quality, with its interval", "quality", legend=False)}
 
 
 def importance_bars(importance: Mapping[str, float]) -> Figure:

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from schema.findings import Analysis, RefusedProposal
+from schema.findings import Analysis, Principle, RefusedProposal
 from schema.runs import EpochResult, RunHistory
 from tasks.home import replace_text
 from tasks.reports import wording
@@ -23,6 +23,7 @@ def write_report(
     refusals: Sequence[RefusedProposal],
     base: EpochResult | None,
     home: Path,
+    principles: Sequence[Principle] = (),
 ) -> Path:
     """Write the report of a campaign; the same input gives the same bytes.
 
@@ -34,6 +35,7 @@ def write_report(
         refusals: proposals that the gate refused.
         base: what the base model draws without a LoRA, if it was measured.
         home: folder in which the paths of the sample sheets start.
+        principles: rules of all campaigns on this model and data.
 
     Returns:
         `path`.
@@ -41,7 +43,9 @@ def write_report(
     from plotly.offline import get_plotlyjs  # takes half a second
 
     report = build_report(campaign, history, analysis, refusals, base, home)
-    page = environment().get_template("report.html.j2").render(r=report, plotly=Markup(get_plotlyjs()))
+    page = environment().get_template("report.html.j2").render(
+        r=report, principles=principles, plotly=Markup(get_plotlyjs())
+    )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     return replace_text(path, page)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from flows.blocks import open_settings
+from flows.notices import send
 from flows.server import prefect_server
 from schema.errors import ConfigError
+from tests.flows.webhook import webhook
 
 SECRET = "postgresql://user:s3cret-Of_A_kind@127.0.0.1:9/postgres"
 
@@ -22,16 +24,24 @@ def test_a_plain_value_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.e2e
-def test_a_named_block_gives_its_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_block_gives_its_value_and_takes_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "block:database-url")
     with prefect_server(tmp_path / "prefect", lambda: f"sqlite+aiosqlite:///{tmp_path}/prefect.db", wait=240) as url:
         monkeypatch.setenv("PREFECT_API_URL", url)
+        from prefect.blocks.notifications import CustomWebhookNotificationBlock
         from prefect.blocks.system import Secret
 
         with pytest.raises(ConfigError, match="DATABASE_URL names the Secret block database-url, which cannot be"):
             open_settings()
         Secret(value=SECRET).save("database-url", _sync=True)  # type: ignore[call-arg]
         settings = open_settings()
+        with webhook() as (hook, heard):
+            CustomWebhookNotificationBlock(name="hook", url=hook, json_data={"told": "{{subject}}: {{body}}"}).save(
+                "night",
+                _sync=True,  # type: ignore[call-arg]
+            )
+            send("block:custom-webhook/night", "campaign demo has ended", "it is 07:30")
+            assert heard == [{"told": "campaign demo has ended: it is 07:30"}]
     assert settings.database_url is not None
     assert settings.database_url.get_secret_value() == SECRET
     assert SECRET not in repr(settings)

@@ -74,6 +74,24 @@ def test_a_principle_is_listed_accepted_obeyed_and_taken_back(home: Path) -> Non
     assert rules(home) == ()
 
 
+def test_what_is_fixed_now_must_keep_an_accepted_rule(home: Path) -> None:
+    with wiring.session():
+        store = wiring.open_home(str(home)).store
+        (known,) = store.principles()
+        store.save_principle(known.changed(rule="caption_dropout_rate <= 0.01"))
+    with pytest.raises(ConfigError, match=r"change \[fixed\] or drop the rule"):
+        ask(home, "principles", "accept", "1")
+    with wiring.session():
+        forced = known.changed(rule="caption_dropout_rate <= 0", state="accepted")
+        wiring.open_home(str(home)).store.save_principle(forced)
+    with pytest.raises(ConfigError, match="does not hold"):
+        rules(home)
+    ask(home, "principles", "drop", "1")  # and there is a way out
+    assert rules(home) == ()
+    with wiring.session():
+        wiring.open_home(str(home)).store.save_principle(known)
+
+
 def test_what_cannot_be_accepted_is_a_sentence(home: Path) -> None:
     with pytest.raises(NotFoundError, match="no principle 7: there are 1"):
         ask(home, "principles", "accept", "7")

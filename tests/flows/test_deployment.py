@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
+import json
 import os
 import shutil
 import subprocess
@@ -19,13 +22,20 @@ import pytest
 import yaml
 from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from demo.workspace import lay_out
 from flows import wiring
+from flows.janitor import tidy
 from flows.server import prefect_server
+from schema.campaign import campaign_json, load_campaign
 from schema.runs import RunStatus
+from tasks.home import Home
+from tasks.store.embedded import EmbeddedPostgres
 from tasks.training.events import StepEvent, StoppedEvent, read_events
+from tests.conftest import remove
 
+DEPLOY = Path(__file__).parents[2] / "deploy"
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())[
     "deployments"
 ]
@@ -34,15 +44,14 @@ DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parents[2] / 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["name"])
 def test_each_deployment_is_a_flow_that_takes_its_parameters(deployment: dict[str, Any]) -> None:
     flow: Flow[..., Any] = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
-    inspect.signature(flow.fn).bind(**deployment["parameters"])
+    inspect.signature(flow.fn).bind_partial(**deployment["parameters"])
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["name"])
 def test_flows_are_deployed_by_module_so_that_no_second_copy_is_loaded(deployment: dict[str, Any]) -> None:
-    import flows.campaign
-
+    module, _, name = deployment["entrypoint"].rpartition(".")
     flow = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
-    assert flow is getattr(flows.campaign, deployment["name"])
+    assert flow is getattr(importlib.import_module(module), name)
 
 
 @dataclass(frozen=True)
@@ -145,10 +154,44 @@ def test_a_flow_that_is_cancelled_or_killed_leaves_no_trainer_and_is_gone_on_wit
         psutil.Process(forked_from.ppid()).kill()
         wait_for(lambda: prefect.states()[run] == "CRASHED")
         wait_for(lambda: not any(map(alive, running)))
+        trained = events.stat().st_size
+        wait_for(lambda: events.stat().st_size > trained)  # by itself: the crash triggers another run
+
+        running = psutil.Process(worker.pid).children(recursive=True)
+        (run,) = (run for run, state in prefect.states().items() if state == "RUNNING")
+        for process in (psutil.Process(worker.pid), *running):  # as in a power cut: nobody is left to tell
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert prefect.states()[run] == "RUNNING"
+        with temporary_settings({PREFECT_API_URL: prefect.url}):
+            assert tidy(Home.at(home)) >= 2
+        assert prefect.states()[run] == "CRASHED"
     finally:
-        worker.terminate()
-        worker.wait(60)
+        worker.kill()
+        worker.wait()
+        remove(EmbeddedPostgres(home / "postgres"))
     assert [folder.name for folder in sorted(home.glob("runs/demo/0*"))] == ["000"]
+
+
+@pytest.mark.e2e
+def test_a_campaign_may_come_from_a_form(prefect: Prefect, tmp_path: Path) -> None:
+    home, campaign = tmp_path / "home", small_campaign(tmp_path / "demo", epochs=1)
+    file = load_campaign(campaign)
+    where = {"base_model": file.base_model, "dataset": str(file.dataset_dir), "prompts": str(file.prompts_file)}
+    settings = campaign_json(file.changed(campaign=file.campaign.changed(**where)))
+    prefect("deployment", "run", "form/form", "--params", json.dumps({"settings": settings, "home": str(home)}))
+    prefect("worker", "start", "--pool", "gpu", "--run-once", "--prefetch-seconds", "60")
+    assert (home / "best-demo.safetensors").exists()
+    kept = load_campaign(home / "campaigns" / "demo.toml")
+    assert (kept.search, kept.fixed, kept.budget) == (file.search, file.fixed, file.budget)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_pools_of_containers_take_their_templates(prefect: Prefect, kind: str) -> None:
+    prefect("work-pool", "create", kind, "--type", kind, "--base-job-template", str(DEPLOY / f"{kind}.json"))
+    kept = httpx.get(f"{prefect.url}/work_pools/{kind}").json()["base_job_template"]
+    assert "gpu" in json.dumps(kept)
 
 
 def training(

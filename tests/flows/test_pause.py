@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,29 +16,10 @@ from demo.workspace import lay_out
 from tasks.store.embedded import EmbeddedPostgres
 from tests.conftest import remove
 from tests.flows.test_night import command, environment, pixelloop
+from tests.flows.webhook import webhook
 
 pytestmark = pytest.mark.e2e
 PATIENCE = 240.0
-
-
-@pytest.fixture(scope="module")
-def told() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A webhook: its address as Apprise has it, and what it was told."""
-    heard: list[dict[str, Any]] = []
-
-    class Hook(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            heard.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Hook)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"json://127.0.0.1:{server.server_port}/hook", heard
-    server.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +64,13 @@ def test_a_pause_frees_the_machine_until_resume(folder: Path) -> None:
     assert "the pause is over" in out
 
 
-def test_a_night_ends_at_its_hour_with_a_word(
-    folder: Path, told: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address, heard = told
-    monkeypatch.setenv("PIXELLOOP_NOTIFY", f"{address} nowhere://at-all")
+def test_a_night_ends_at_its_hour_with_a_word(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends = datetime.now() + timedelta(seconds=45)
     campaign = folder / "campaign.toml"
     campaign.write_text(campaign.read_text().replace("trials = 50", f'trials = 50\nuntil = "{ends:%H:%M:%S}"'))
-    night = pixelloop(folder, "resume")
+    with webhook() as (address, heard):
+        monkeypatch.setenv("PIXELLOOP_NOTIFY", f"{address.replace('http', 'json')} nowhere://at-all")
+        night = pixelloop(folder, "resume")
     assert night.returncode == 0, night.stderr
     assert datetime.now() >= ends
     assert f"campaign demo ended: it is {ends:%H:%M}" in night.stdout

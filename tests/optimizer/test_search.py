@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from optimizer.analysis.impact import effects
 from optimizer.gate import Gate
 from optimizer.study import CampaignStudy
 from optimizer.surrogate import Surrogate
 from schema.campaign import GateSettings
 from schema.findings import Decision
 from schema.runs import Outcome, RunHistory
-from tests.optimizer.worlds import a_run, peak, space_of
+from tests.optimizer.worlds import SEARCH, a_run, peak, space_of
 
 
 def search(folder: Path, runs: int, sampler: str, settings: GateSettings) -> tuple[list[RunHistory], list[int]]:
@@ -49,3 +50,20 @@ def test_the_strictest_gate_starves_no_search(tmp_path: Path) -> None:
     history, skips = search(tmp_path, 4, "random", GateSettings(min_runs=1, max_p_fail=0.01, audit_share=0.0))
     assert len(history) == 4
     assert max(skips) == GateSettings().max_skips_in_a_row
+
+
+def test_a_ratio_is_searched_and_weighed_like_a_parameter() -> None:
+    ratio = "network_alpha/network_dim"
+    space = space_of({**SEARCH, ratio: {"low": 0.25, "high": 1.0}})
+    study = CampaignStudy.open("tied", "sqlite://", space, "model", 0)
+    history: list[RunHistory] = []
+    for _ in range(8):
+        surrogate = Surrogate.fit(history, space, 20.0, "base", "data")
+        proposal = study.ask(surrogate=surrogate)
+        full = space.complete(proposal.parameters)
+        history.append(a_run(proposal.number, full, peak(full)))
+        study.finish(proposal.number, history[-1].run.outcome or Outcome.CRASHED, peak(full))
+    study.close()
+    assert len({space.key(h.run.all_parameters) for h in history}) == 8
+    assert ratio in surrogate.importance()
+    assert ratio in {effect.parameter for effect in effects(history, space)}

@@ -112,3 +112,51 @@ def test_a_space_of_any_parameters_needs_no_taxonomy() -> None:
     assert plain.complete({"depth": 2, "kind": "a"}) == {"depth": 2, "kind": "a"}
     assert plain.encode({"depth": 3, "kind": "b"}).tolist() == [0.5, 0.0, 1.0]
     assert plain.key({"depth": 3, "kind": "b"}) != plain.key({"depth": 3, "kind": "a"})
+
+
+RATIO = "network_alpha/network_dim"
+
+
+def tied(span: dict[str, Any], **more: Any) -> Space:
+    return space_of({"network_dim": {"low": 4, "high": 64, "log": True}, RATIO: span}, **more)
+
+
+@pytest.mark.parametrize("span", [{"low": 0.25, "high": 1.0}, {"choices": [0.3, 0.5, 1.0]}])
+@given(units=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_a_ratio_follows_its_parameter_and_comes_back(span: dict[str, Any], units: tuple[float, float]) -> None:
+    space = tied(span)
+    searched = space.at(np.array(units))
+    full = space.complete(searched)
+    assert full["network_alpha"] == pytest.approx(searched[RATIO] * searched["network_dim"])
+    assert RATIO not in full
+    assert space.searched(full)[RATIO] == pytest.approx(searched[RATIO])
+    assert space.problems(space.searched(full)) == []
+    assert space.encode(full) == pytest.approx(space.encode_units(np.array([units]))[0], abs=1e-9)
+    assert space.key(full) == space.key(space.settled(searched))
+    assert space.units(full) == pytest.approx([space.unit(name, searched[name]) for name in space.names])
+
+
+def test_a_ratio_is_begun_with_where_common_practice_has_it_and_rules_see_the_parameter() -> None:
+    assert tied({"low": 0.25, "high": 1.0}).likely() == {"network_dim": 32, RATIO: 0.5}
+    space = tied({"low": 0.25, "high": 4.0}, rules=["network_alpha <= network_dim"])
+    assert space.violations(space.complete({"network_dim": 16, RATIO: 2.0})) != []
+    assert space.violations(space.complete({"network_dim": 16, RATIO: 0.5})) == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"network_alpha": {"low": 1, "high": 8}},  # twice
+        {"network_dim/network_dim": {"low": 0.5, "high": 1}},
+        {"network_alpha/optimizer_type": {"low": 0.5, "high": 1}},
+        {"conv_dim/network_alpha": {"low": 0.5, "high": 1}},  # of a ratio
+        {"conv_alpha/conv_dim": {"low": 0, "high": 1}},
+        {"conv_alpha/conv_dim": {"choices": [True, False]}},
+        {"network_alphas/network_dim": {"low": 0.5, "high": 1}},
+    ],
+)
+def test_ratios_that_make_no_sense_are_refused(more: dict[str, Any]) -> None:
+    with pytest.raises((ConfigError, ValueError)):
+        space_of({"network_dim": {"low": 4, "high": 64}, RATIO: {"low": 0.5, "high": 1}, **more})
+    with pytest.raises((ConfigError, ValueError), match="network_alpha"):
+        tied({"low": 0.25, "high": 1.0}, fixed={"network_alpha": 8.0})

@@ -3,17 +3,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from optimizer.stopping import Outlook, chance_of_front, chance_of_gain, should_stop
+from optimizer.stopping import Outlook, chance_of_front, chance_of_gain, expected_ends, should_stop
 from schema.campaign import StoppingSettings
-from schema.runs import Outcome
-from tests.optimizer.worlds import a_run
+from schema.runs import Outcome, RunHistory
+from tests.optimizer.worlds import a_run, metrics
 
 SETTINGS = StoppingSettings()
 HISTORY = [a_run(i, {"max_train_epochs": 5}, curve=[20 + i, 40 + i, 55, 58 + i, 60 + i]) for i in range(6)]
 
 
+def going(*curve: float) -> RunHistory:
+    """A run with these epochs so far."""
+    return a_run(90, {"max_train_epochs": 5}, curve=curve)
+
+
 def test_a_hopeless_trial_stops_with_the_figures() -> None:
-    reason = should_stop([(1, 5.0), (2, 6.0), (3, 7.0)], HISTORY, SETTINGS, 5)
+    reason = should_stop(going(5, 6, 7), HISTORY, SETTINGS, 5)
     assert reason is not None
     assert "night-005" in reason
     assert "58.0 points" in reason
@@ -23,18 +28,18 @@ def test_a_hopeless_trial_stops_with_the_figures() -> None:
     "curve",
     [
         [],
-        [(1, 2.0)],  # before min_epochs
-        [(1, 30.0), (2, 45.0)],  # on the way of the others
-        [(1, 30.0), (2, 80.0)],  # the best already
-        [(e, 5.0) for e in range(1, 6)],  # at its end anyway
+        [2],  # before min_epochs
+        [30, 45],  # on the way of the others
+        [30, 80],  # the best already
+        [5, 5, 5, 5, 5],  # at its end anyway
     ],
 )
-def test_others_go_on(curve: list[tuple[int, float]]) -> None:
-    assert should_stop(curve, HISTORY, SETTINGS, 5) is None
+def test_others_go_on(curve: list[float]) -> None:
+    assert should_stop(going(*curve), HISTORY, SETTINGS, 5) is None
 
 
 def test_nothing_stops_without_evidence_or_when_switched_off() -> None:
-    bad = [(1, 5.0), (2, 6.0), (3, 7.0)]
+    bad = going(5, 6, 7)
     assert should_stop(bad, HISTORY[:2], SETTINGS, 5) is None
     assert should_stop(bad, HISTORY, StoppingSettings(enabled=False), 5) is None
     crashed = [a_run(i, {"max_train_epochs": 5}, outcome=Outcome.CRASHED, curve=[50, 60]) for i in range(9)]
@@ -73,3 +78,38 @@ def test_chance_falls_with_what_is_missing_and_is_never_sure_from_few_runs() -> 
     assert chances[0] == 1.0
     assert chances == sorted(chances, reverse=True)
     assert chance_of_gain([1.0, 2.0, 3.0], 5.0) > chance_of_gain([1.0, 2.0, 3.0] * 5, 5.0) > 0
+
+
+def test_a_stopped_run_is_taken_for_what_it_was_on_its_way_to() -> None:
+    cut = a_run(50, {"max_train_epochs": 5}, outcome=Outcome.STOPPED_EARLY, curve=[21, 41])
+    leader = a_run(51, {"max_train_epochs": 5}, outcome=Outcome.STOPPED_EARLY, curve=[60, 64])
+    ends = expected_ends([*HISTORY, cut, leader])
+    assert ends[cut.run.uid] == pytest.approx(61.0, abs=2)
+    assert ends[leader.run.uid] == 65.0  # no better than the best that was seen to its end
+    assert expected_ends([*HISTORY[:1], cut]).keys() == {cut.run.uid}
+    assert expected_ends([cut]) == {}
+    elsewhere = a_run(52, {}, outcome=Outcome.STOPPED_EARLY, curve=[21], base_model="other")
+    assert expected_ends([*HISTORY, elsewhere]) == {}
+
+
+def test_a_run_that_may_reach_the_front_of_several_objectives_goes_on() -> None:
+    """Hopeless in quality, the best in style: with objectives it is no loss."""
+    several = StoppingSettings(objectives=("colour", "style"))
+    measured = [metrics(q, colour=30.0, style=90.0) for q in (5, 6, 7)]
+    stylish = a_run(90, {"max_train_epochs": 5}, epochs=measured)
+    others = [
+        a_run(i, {"max_train_epochs": 5}, epochs=[metrics(q + i, colour=q, style=q) for q in (20, 40, 55, 58, 60)])
+        for i in range(6)
+    ]
+    assert should_stop(stylish, others, SETTINGS, 5) is not None
+    assert should_stop(stylish, others, several, 5) is None
+    poor = a_run(90, {"max_train_epochs": 5}, epochs=[metrics(q, colour=9.0, style=9.0) for q in (5, 6, 7)])
+    reason = should_stop(poor, others, several, 5)
+    assert reason is not None
+    assert "front of colour and style" in reason
+
+
+@pytest.mark.parametrize("names", [["style"], ["style", "style"], ["style", "photorealism"]])
+def test_objectives_that_are_no_front_are_refused(names: list[str]) -> None:
+    with pytest.raises(ValueError, match="objectives"):
+        StoppingSettings.model_validate({"objectives": names})

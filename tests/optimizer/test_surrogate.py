@@ -107,3 +107,11 @@ def test_a_prediction_says_how_it_may_fail_and_what_moves_it() -> None:
     low = model.predict(SPACE.complete({"learning_rate": 2e-5, "network_dim": 16}))
     assert min(low.moves, key=lambda name: low.moves[name]) == "learning_rate"
     assert low.moves["learning_rate"] < 0
+
+
+def test_a_run_that_was_stopped_early_does_not_speak_against_a_slow_setting() -> None:
+    fast = [a_run(i, SPACE.complete({"learning_rate": 10**-3 * (1 + i)}), curve=[60, 61, 62, 62]) for i in range(4)]
+    slow = [a_run(9 + i, SPACE.complete({"learning_rate": 10**-5 * (1 + i)}), curve=[5, 9, 50, 60]) for i in range(3)]
+    setting = SPACE.complete({"learning_rate": 10**-5 * 1.5})
+    cut = a_run(20, setting, outcome=Outcome.STOPPED_EARLY, curve=[5, 9])
+    assert fit([*fast, *slow, cut]).predict(setting).quality > 50

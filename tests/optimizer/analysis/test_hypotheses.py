@@ -89,3 +89,10 @@ def test_nothing_is_proposed_where_an_ill_run_is_nearer_than_the_healthy_ones() 
     assert proposed
     assert min(proposed) >= 0.99e-4  # half the way, on a log scale, from 5e-4 to 2e-5
     assert max(proposed) <= 1.01e-2
+
+
+def test_proposals_are_made_against_the_best_run_that_has_what_the_campaign_fixes() -> None:
+    history = random_runs(SPACE, 15, seed=2)
+    half = a_run(90, SPACE.complete({"network_dim": 16}) | {"caption_tag_dropout_rate": 0.3}, 99.0)
+    best = max((h for h in history if h.run.quality is not None), key=lambda h: h.run.quality or 0)
+    assert all(best.run.run_name in h.rationale.split(":")[0] for h in proposals([*history, half]))

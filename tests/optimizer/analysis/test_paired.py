@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from optimizer.analysis.paired import (
     MOST_PAIRS,
@@ -34,10 +36,18 @@ def run_until_decided(effect: float, noise: float, seed: int, worth: float = 1.0
 
 def test_a_change_is_read_and_makes_pairs() -> None:
     change = Change.parse("keep_tokens 1 -> 3")
-    one, two = change.pair({"network_dim": 16}, 7)
+    one, two = change.pair({"network_dim": 16, "seed": 7})
     assert one == {"network_dim": 16, "keep_tokens": 1, "seed": 7}
     assert two == {"network_dim": 16, "keep_tokens": 3, "seed": 7}
     assert Change.parse("shuffle_caption false -> true").after is True
+
+
+@given(st.floats(0, 10), st.floats(0, 10))
+def test_a_change_reads_back_from_its_text(before: float, after: float) -> None:
+    if before != after:
+        change = Change("learning_rate", before, after)
+        assert Change.parse(str(change)) == change
+    assert str(Change("shuffle_caption", False, True)) == "shuffle_caption false -> true"
 
 
 @pytest.mark.parametrize("text", ["keep_tokens 3", "keep_tokns 1 -> 3", "keep_tokens 1 -> many", "keep_tokens 1 -> 1"])

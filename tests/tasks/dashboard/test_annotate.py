@@ -10,7 +10,7 @@ from optuna_dashboard import get_note
 
 from schema.errors import NotFoundError, StoreError
 from tasks.dashboard.annotate import annotate_study, annotate_trial, attach_sheet
-from tasks.reports.charts import quality_curves
+from tasks.reports.charts import calibration, quality_curves
 from tests.tasks.reports import factory
 
 
@@ -81,10 +81,11 @@ def test_a_trial_without_sheets_has_a_plain_note(study: optuna.Study, artifact_d
 def test_the_study_shows_its_note_and_charts(study: optuna.Study) -> None:
     chart = quality_curves(factory.night(), factory.base_model(), "night-001")
     annotate_study(study, "# night", {"quality": chart})
-    annotate_study(study, "# night, later", {"quality": chart})
+    annotate_study(study, "# night, later", {"quality": chart, "predicted": calibration(factory.night())})
     assert get_note(study) == "# night, later"
     attributes = study._storage.get_study_system_attrs(study._study_id)
-    assert any(key.startswith("dashboard:plot_data:quality:") for key in attributes)
+    for name in ("quality", "predicted"):
+        assert any(key.startswith(f"dashboard:plot_data:{name}:") for key in attributes)
 
 
 def test_a_chart_too_large_for_the_dashboard_is_left_out_with_a_warning(

@@ -2,21 +2,28 @@ from __future__ import annotations
 
 import base64
 import io
+import uuid
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from schema.findings import Principle, PrincipleDetails
 from schema.runs import RunHistory
 from tasks.reports.html import write_report
 from tests.tasks.reports import factory
 from tests.tasks.reports.page import Page
 
+PRINCIPLE = Principle(
+    uid=uuid.UUID(int=1), rule="network_dim <= 32", support=9, exceptions=0, scope={}, created_at=factory.START,
+    details=PrincipleDetails(runs=15, good=9, outside=6),
+)  # fmt: skip
+
 
 def write(folder: Path, history: list[RunHistory], name: str = "report.html") -> Page:
     refusals = [factory.refusal(9), factory.refusal(6)]
     base = factory.base_model(folder)
-    path = write_report(folder / name, "night", history, factory.analysis(), refusals, base, folder)
+    path = write_report(folder / name, "night", history, factory.analysis(), refusals, base, folder, [PRINCIPLE])
     assert path == folder / name
     return Page(path)
 
@@ -52,7 +59,7 @@ def test_headline_and_findings_are_told(page: Page) -> None:
         "78.2", "+55.8 by the LoRA", "4 h 30 min", "The loss left the finite range at step 412.",
         "3 of 3 runs with network_dim >= 64 failed: photorealistic.", "none detected", "tested", "network_dim=8",
         "3 of 4 within 15 % of the result; 3 of 4 inside their interval.", "photorealistic in 2 runs", "< 0.001",
-        "Found: noisy palette",
+        "Found: noisy palette", "network_dim <= 32 in 9 of 9 good runs; 0 of 6 others are good",
         "runs/night/001/checkpoints/e3.safetensors",
     ):  # fmt: skip
         assert text in " ".join(page.text.split()), text

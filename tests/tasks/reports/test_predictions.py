@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from tasks.reports.charts import calibration
 from tasks.reports.predictions import check_prediction, check_predictions, tally
 from tests.tasks.reports import factory
 
@@ -18,3 +19,14 @@ def test_runs_without_prediction_or_result_are_left_out() -> None:
     checks = check_predictions(factory.night()[::-1])
     assert [check.run_name for check in checks] == ["night-000", "night-001", "night-002", "night-004"]
     assert tally([]) == "No run has both a prediction and a result yet."
+
+
+def test_the_chart_lays_results_over_predictions_with_their_intervals() -> None:
+    night = factory.night()
+    points, exact = calibration(night)["data"]
+    checks = check_predictions(night)
+    assert points["x"] == [check.prediction.quality for check in checks]
+    assert points["y"] == [check.actual for check in checks]
+    assert all(width >= 0 for side in ("array", "arrayminus") for width in points["error_x"][side])
+    assert exact["x"] == exact["y"] == [min(points["x"] + points["y"]), max(points["x"] + points["y"])]
+    assert calibration([])["data"][0]["x"] == []
