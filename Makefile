@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AUDIT := $(VENV)/audit
 # One thread each for trainer and sampler: on small CPUs two cost more than they bring.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check format clean
+.PHONY: demo test check audit format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelloop demo
@@ -18,10 +19,16 @@ tests/supabase/node_modules: tests/supabase/package-lock.json
 	@if command -v npm > /dev/null; then npm --prefix tests/supabase ci --no-audit --no-fund --loglevel=error; \
 	else echo "npm is missing: tests of the Supabase store are skipped"; fi
 
-check: $(VENV)/.ready
+check: $(VENV)/.ready audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known vulnerabilities. Without a network nothing fails: it says that nobody could be asked.
+audit: $(VENV)/.ready
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/audit/requirements.lock; } || true
+	@$(BIN)/python -m tests.audit.audit $(AUDIT)/bin/pip-audit
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .

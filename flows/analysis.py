@@ -136,6 +136,6 @@ def show(context: Context, found: Analysis) -> Path:
     plots = {"quality-by-epoch": curves, "predicted-and-measured": calibration(history)}
     annotate_study(context.study.study, _note(context, found), plots)
     if best is not None and best.run.best_checkpoint is not None:
-        copy_atomically(context.home.absolute(best.run.best_checkpoint), context.home.best_lora(context.name))
+        copy_atomically(context.home.inside(best.run.best_checkpoint), context.home.best_lora(context.name))
     report = context.home.report(context.name)
     return write_report(report, context.name, history, found, refusals, base, context.home.root, principles)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from flows.cli_ab import ab
 from flows.cli_analysis import audit, diagnose, impact
@@ -264,12 +265,13 @@ def main() -> NoReturn:
     try:
         app()
     except PixelloopError as error:
-        err.print(f"[red]pixelloop:[/] {error}", soft_wrap=True, highlight=False)
+        err.print(f"[red]pixelloop:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
     except OSError as error:
         if error.filename is None:
             raise
-        err.print(f"[red]pixelloop:[/] {error.filename}: {error.strerror}", soft_wrap=True, highlight=False)
+        told = escape(f"{error.filename}: {error.strerror}")
+        err.print(f"[red]pixelloop:[/] {told}", soft_wrap=True, highlight=False)
         sys.exit(2)
     sys.exit(0)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows.cli_home import named_run, opened_campaign
@@ -55,15 +56,17 @@ def audit(
 
 
 def _show(found: DataAudit) -> None:
-    out.print(f"{found.pictures} pictures in {found.dataset}", highlight=False)
+    out.print(f"{found.pictures} pictures in {found.dataset}", highlight=False, markup=False)
     for one in found.findings:
         colour = _COLOURS[one.level]
-        out.print(f"[{colour}]{one.level:8s}[/] {one.check}: {one.sentence}", highlight=False, soft_wrap=True)
-        out.print(f"         {one.mend}", highlight=False, soft_wrap=True)
+        out.print(f"[{colour}]{one.level:8s}[/] {one.check}: {escape(one.sentence)}", highlight=False, soft_wrap=True)
+        out.print(f"         {one.mend}", highlight=False, soft_wrap=True, markup=False)
     if not found.findings:
         out.print("nothing wrong was found")
     if found.protected:
-        out.print(f"keep_tokens keeps in front: {', '.join(found.protected)}", highlight=False, soft_wrap=True)
+        out.print(
+            f"keep_tokens keeps in front: {', '.join(found.protected)}", highlight=False, soft_wrap=True, markup=False
+        )
     table = Table("attribute", "values in the captions", box=None, header_style="bold", padding=(0, 1, 0, 0))
     for attribute, values in found.balance.items():
         shown = [f"{value} {count}" for value, count in list(values.items())[:_VALUES]]

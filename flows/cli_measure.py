@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from schema.errors import ConfigError, PixelloopError
@@ -91,7 +92,7 @@ def retest(
 
     Example: [bold]pixelloop retest old-loras/ --base-model models/sd15 --prompts prompts.toml[/]
     """
-    from tasks.sampling.pictures import save_pictures, save_sheet
+    from tasks.sampling.pictures import file_name, save_pictures, save_sheet
     from tasks.sampling.pipeline import Sampler
 
     files = _under(checkpoints, {".safetensors"}, "LoRA files")
@@ -105,8 +106,9 @@ def retest(
         except PixelloopError as error:
             broken.append(str(error))
             continue
-        save_pictures(drawn, suite, folder / file.stem)
-        save_sheet(drawn, suite, folder / f"{file.stem}.png")
+        name = file_name(file.stem)
+        save_pictures(drawn, suite, folder / name)
+        save_sheet(drawn, suite, folder / f"{name}.png")
         tested[_name(file, files)] = _epoch_metrics(drawn, suite.prompts, len(suite.seeds))
     if as_json:
         _json({name: metrics.model_dump(mode="json") for name, metrics in tested.items()})
@@ -222,7 +224,7 @@ def _table(what: str, rows: Sequence[tuple[str, PictureMetrics]]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
     for name, metrics in rows:
         cells = [_number(getattr(metrics, field), field) for field in _COLUMNS]
-        table.add_row(name, *cells, *(getattr(metrics, field) or "" for field in colours))
+        table.add_row(escape(name), *cells, *(getattr(metrics, field) or "" for field in colours))
     return table
 
 
@@ -244,6 +246,6 @@ def _json(value: Any) -> None:
 def _complain(broken: Sequence[str]) -> None:
     """Say what could not be used, after everything else is done."""
     for sentence in broken:
-        err.print(f"[red]pixelloop:[/] {sentence}", soft_wrap=True, highlight=False)
+        err.print(f"[red]pixelloop:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
     if broken:
         raise typer.Exit(2)

@@ -35,11 +35,13 @@ def up(
 
     Example: [bold]pixelloop up --home /data/pixelloop[/], then campaigns start in Prefect's UI
     """
-    from flows.up import running
+    from flows.up import check_ports, running
     from tasks.home import Home
 
     place = Home.at(home)
     _ = place.uid
+    if running(place) is None:
+        check_ports({"prefect": prefect_port, "dashboard": dashboard_port})
     words = [sys.executable, "-m", "flows.up", str(place.root), str(prefect_port), str(dashboard_port)]
     if foreground:
         raise typer.Exit(subprocess.call(words))

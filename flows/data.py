@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.markup import escape
+
 from flows import progress
 from flows.wiring import Context
 from schema.errors import BadDataError
@@ -36,5 +38,5 @@ def audit_before(context: Context) -> DataAudit:
         also = f" (and {more} more: see 'pixelloop audit')" if more else ""
         raise BadDataError(f"the data set {context.file.dataset_dir}: {first.sentence}: {first.mend}{also}")
     for warning in found.warnings:
-        progress.listener.message(f"[yellow]data[/] {warning.sentence}: {warning.mend}")
+        progress.listener.message(f"[yellow]data[/] {escape(warning.sentence)}: {warning.mend}")
     return found.changed(dataset=context.dataset)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from typing import Any, Literal
+
+from rich.markup import escape
 
 from flows import progress
 from flows.wiring import Context
@@ -20,12 +24,14 @@ def notify(context: Context, kind: Kind, subject: str, body: str) -> None:
     places = context.services.settings.notify
     if places is None or kind not in context.file.notify.on:
         return
+    # Apprise's log, of Prefect's blocks too, holds the tokens of addresses that it does not like.
+    logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
     for place in places.get_secret_value().split():
         try:
             send(place, subject, body)
         except Exception as error:  # noqa: BLE001 - whatever a chat's server or its client may raise
             told = str(error) if isinstance(error, ConfigError) else type(error).__name__  # others may hold the address
-            progress.listener.message(f"[yellow]a notice could not be sent[/]: {told}")
+            progress.listener.message(f"[yellow]a notice could not be sent[/]: {escape(told)}")
 
 
 def notify_of_trial(context: Context, run: TrainingRun, best_before: float | None) -> None:
@@ -51,8 +57,14 @@ def send(place: str, subject: str, body: str) -> None:
         return
     from apprise import Apprise
 
-    sender, kind = Apprise(), place.partition(":")[0]
+    sender = Apprise()
     if not sender.add(place):
-        raise ConfigError(f"PIXELLOOP_NOTIFY has an address that Apprise does not know: {kind}:...")
+        raise ConfigError(f"PIXELLOOP_NOTIFY has an address that Apprise does not know: {_shown(place)}")
     if not sender.notify(body=body, title=subject):
-        raise ConfigError(f"{kind}:... did not take it")
+        raise ConfigError(f"{_shown(place)} did not take it")
+
+
+def _shown(place: str) -> str:
+    """What may be told of an address: tokens stand in all of it but the scheme."""
+    scheme = re.match(r"[a-z][a-z0-9+.-]*://", place)
+    return f"{scheme[0] if scheme else ''}..."

@@ -12,7 +12,10 @@ from datetime import timedelta
 from typing import Protocol
 
 from rich.console import Console
+from rich.errors import MarkupError
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from schema.findings import GateVerdict
 from schema.runs import EpochResult, TrainingRun
@@ -79,11 +82,11 @@ class LineListener(LogListener):
 
     def refused(self, number: int, verdict: GateVerdict) -> None:
         """Print the reason."""
-        self.message(f"[yellow]refused[/] proposal {number}: {verdict.reason}")
+        self.message(f"[yellow]refused[/] proposal {number}: {escape(verdict.reason)}")
 
     def trial_finished(self, run: TrainingRun) -> None:
         """Print how it went."""
-        self.message(f"{run.run_name} {describe(run)}")
+        self.message(f"{run.run_name} {escape(describe(run))}")
 
 
 class TerminalListener:
@@ -108,8 +111,12 @@ class TerminalListener:
         self._bar.stop()
 
     def message(self, text: str) -> None:
-        """Print the text with the time since the start."""
-        self._console.print(f"[dim]{clock(time.monotonic() - self._started)}[/] {text}")
+        """Print the text with the time since the start; one that is no markup, for a path in it, as it stands."""
+        try:
+            shown = Text.from_markup(text)
+        except MarkupError:
+            shown = Text(text)
+        self._console.print(Text.assemble((clock(time.monotonic() - self._started), "dim"), " ", shown))
 
     def trial_started(self, run: TrainingRun, trials: int, time_left: float | None) -> None:
         """Show the new trial's bar."""
@@ -119,7 +126,7 @@ class TerminalListener:
 
     def refused(self, number: int, verdict: GateVerdict) -> None:
         """Print the reason; a refusal is never silent."""
-        self.message(f"[yellow]refused[/] proposal {number}: {verdict.reason}")
+        self.message(f"[yellow]refused[/] proposal {number}: {escape(verdict.reason)}")
 
     def stepped(self, step: int, total_steps: int, epoch: float, loss: float | None) -> None:
         """Move the bar."""
@@ -141,7 +148,7 @@ class TerminalListener:
             self._best = run.quality
         colour = "green" if best else "red" if run.outcome is not None and run.outcome.failed else "default"
         mark = "  [bold green]best so far[/]" if best else ""
-        self.message(f"[{colour}]{run.run_name}[/] {describe(run)}{mark}")
+        self.message(f"[{colour}]{run.run_name}[/] {escape(describe(run))}{mark}")
 
     def _line(self) -> str:
         return "  ".join(self._state[key] for key in ("epoch", "loss", "quality", "left") if self._state.get(key))

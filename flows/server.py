@@ -101,6 +101,9 @@ class _Server:
             # Slots of a killed flow come free again only with leases on disk.
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         }
+        # Left to itself the server lets any web page that the same machine's browser shows start flows.
+        own = ",".join(f"http://{name}:{self._port}" for name in ("127.0.0.1", "localhost"))
+        environment.setdefault("PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS", own)
         words = ["server", "start", "--host", "127.0.0.1", "--port", str(self._port)]
         with self._log.open("ab") as log:
             # A session of its own: Ctrl-C must reach the campaign first, which still has things to write.

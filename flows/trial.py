@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from prefect import flow
 from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from rich.markup import escape
 
 from flows import interrupt, pause, progress
 from flows.data import audited
@@ -100,7 +101,7 @@ def _train(context: Context, run: TrainingRun) -> TrainingRun:
                     trainer.stop()
                     return run.changed(outcome=Outcome.STOPPED_EARLY, failure=reason)
             elif isinstance(event, WarningEvent):
-                progress.listener.message(f"[yellow]{run.run_name}[/] {event.sentence}")
+                progress.listener.message(f"[yellow]{run.run_name}[/] {escape(event.sentence)}")
             elif isinstance(event, FailedEvent):
                 return run.changed(outcome=event.outcome, failure=event.sentence)
             elif isinstance(event, FinishedEvent):
@@ -164,7 +165,7 @@ def _settle(context: Context, run: TrainingRun, epochs: tuple[EpochResult, ...])
             context.store, context.services.objects, context.home, run, epochs, context.file.retention.best_checkpoints
         )
     except PixelloopError as error:
-        progress.listener.message(f"[red]files of {run.run_name}[/]: {error}")
+        progress.listener.message(f"[red]files of {run.run_name}[/]: {escape(str(error))}")
 
 
 def _with_best(run: TrainingRun, epochs: tuple[EpochResult, ...]) -> TrainingRun:

@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from flows import wiring
 from flows.server import prefect_server
+from schema.errors import ConfigError, PixelloopError
 from tasks.claims import Claim
 from tasks.gpus import visible
 from tasks.home import Home, replace_text
@@ -56,8 +57,30 @@ def main() -> None:
         sys.exit(f"pixelloop is up already in {place.root}: 'pixelloop down' ends it")
     with claim:
         place.up_state.unlink(missing_ok=True)  # of one that was killed
-        _keep_up(place, prefect_port, dashboard_port, ended)
+        try:
+            _keep_up(place, prefect_port, dashboard_port, ended)
+        except PixelloopError as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)
         place.up_state.unlink()
+
+
+def check_ports(ports: Mapping[str, int]) -> None:
+    """Look before anything is started, which takes half a minute.
+
+    Args:
+        ports: of ``prefect`` and ``dashboard``.
+
+    Raises:
+        ConfigError: a port is in use, or may not be opened.
+    """
+    from tasks.dashboard.serve import DashboardServer, listen
+
+    for name, port in ports.items():
+        try:
+            listen(DashboardServer, "127.0.0.1", port, free_port=False).server_close()
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("another --port", f"another --{name}-port")) from None
 
 
 def _keep_up(place: Home, prefect_port: int, dashboard_port: int, ended: threading.Event) -> None:

@@ -29,6 +29,7 @@ from schema.settings import Settings
 from tasks import gpus
 from tasks.claims import Claim
 from tasks.home import Home, TrialFolder
+from tasks.pickles import refuse_pickled_model
 from tasks.store.base import CampaignRecord, Store
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
@@ -270,6 +271,7 @@ def open_campaign(campaign_file: str, home: str) -> Context:
 
 def _open_campaign(path: Path, home: str) -> Context:
     file = load_campaign(path)
+    refuse_pickled_model(file.base_model)
     suite = load_prompts(file.prompts_file)
     fingerprint = dataset_fingerprint(file.dataset_dir)
     services = open_home(home)

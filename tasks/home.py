@@ -9,6 +9,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from schema.errors import ConfigError, StoreError
+
 
 @dataclass(frozen=True)
 class TrialFolder:
@@ -155,27 +157,27 @@ class Home:
 
     def campaign_file(self, campaign: str) -> Path:
         """Settings of a campaign that came from a form."""
-        return self.root / "campaigns" / f"{campaign}.toml"
+        return self.root / "campaigns" / f"{_plain(campaign)}.toml"
 
     def trial(self, campaign: str, number: int) -> TrialFolder:
         """Folder of one trial."""
-        return TrialFolder(self.root / "runs" / campaign / f"{number:03d}")
+        return TrialFolder(self.root / "runs" / _plain(campaign) / f"{number:03d}")
 
     def base_samples(self, campaign: str) -> TrialFolder:
         """Folder of what the base model draws without a LoRA."""
-        return TrialFolder(self.root / "runs" / campaign / "base")
+        return TrialFolder(self.root / "runs" / _plain(campaign) / "base")
 
     def report(self, campaign: str) -> Path:
         """The campaign's report."""
-        return self.root / f"report-{campaign}.html"
+        return self.root / f"report-{_plain(campaign)}.html"
 
     def impact(self, campaign: str) -> Path:
         """Folder of the campaign's impact report."""
-        return self.root / f"impact-{campaign}"
+        return self.root / f"impact-{_plain(campaign)}"
 
     def best_lora(self, campaign: str) -> Path:
         """Copy of the best checkpoint, ready to be taken away."""
-        return self.root / f"best-{campaign}.safetensors"
+        return self.root / f"best-{_plain(campaign)}.safetensors"
 
     def relative(self, path: Path) -> str:
         """A path as the database keeps it: from the home if inside it, so that the folder can be moved."""
@@ -183,8 +185,34 @@ class Home:
         return (full.relative_to(self.root) if full.is_relative_to(self.root) else full).as_posix()
 
     def absolute(self, path: str) -> Path:
-        """A path from the database."""
+        """A path from the database, wherever it leads."""
         return self.root / path
+
+    def inside(self, path: str, folder: TrialFolder | None = None) -> Path:
+        """A path from the database that must not lead out: rows may come from a file of somebody else.
+
+        Args:
+            folder: must hold it; left out, the home, whose `runs` may be a link to another disk.
+
+        Raises:
+            StoreError: it leads out.
+        """
+        full = self.absolute(path)
+        places = (self.root, self.root / "runs") if folder is None else (folder.root,)
+        if "\0" in path or not any(full.resolve().is_relative_to(place.resolve()) for place in places):
+            raise StoreError(f"{path} of the database lies outside {places[0]}, so it is left alone: mend the row")
+        return full
+
+
+def _plain(campaign: str) -> str:
+    """The name, if it is no path; that of a row may be anything.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if Path(campaign).name != campaign or campaign in ("", "..") or "\0" in campaign:
+        raise ConfigError(f"{campaign!r} is no name of a campaign: take letters, digits, - and _")
+    return campaign
 
 
 def copy_atomically(source: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from schema.findings import AuditFinding, Level
-from tasks.training.dataset import class_tokens, find_pictures
+from tasks.training.dataset import caption_path, class_tokens, find_pictures
 
 _SHOWN = 5
 
@@ -40,12 +40,12 @@ def read_entries(folder: Path, caption_extension: str) -> list[Entry]:
         BadDataError: no folder or no pictures.
     """
     paths = [path for path, _ in find_pictures(folder)]
-    captioned = {path.parent for path in paths if path.with_suffix(caption_extension).exists()}
+    captioned = {path.parent for path in paths if caption_path(path, caption_extension).exists()}
     return [
         Entry(
             path,
             (class_tokens(path.parent) if path.parent not in captioned and path.parent != folder else None)
-            or _caption(path.with_suffix(caption_extension)),
+            or _caption(caption_path(path, caption_extension)),
             _picture(path),
         )
         for path in paths

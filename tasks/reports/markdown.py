@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from schema.findings import (
@@ -21,6 +22,7 @@ from tasks.reports.leaderboard import Row, base_row, leaderboard
 from tasks.reports.predictions import check_prediction, check_predictions, tally
 
 _MANY = 20  # runs
+_SPECIAL = re.compile(r"[\\`*\[\]|]")
 
 
 def trial_note(run: TrainingRun, epochs: Sequence[EpochResult]) -> str:
@@ -32,7 +34,7 @@ def trial_note(run: TrainingRun, epochs: Sequence[EpochResult]) -> str:
         _section("Prediction", _prediction(run)),
         _section("Epochs", _epochs(epochs)),
         _section("Diagnosis", _diagnoses(run.root_cause_diagnosis)),
-        _section("Next steps", _list(run.recommended_next_steps)),
+        _section("Next steps", _list(map(_text, run.recommended_next_steps))),
         _section("Parameters", _parameters(run)),
     )
 
@@ -56,7 +58,7 @@ def campaign_note(
         f"{counts}; {sofar}. {tally(check_predictions(history))}",
         _section("Leaderboard", _leaderboard([*rows, *([base_row(base)] if base else [])])),
         _section("What matters", _effects(analysis.effects)),
-        _section("Principles", _list(f"{p.sentence} ({p.state}, {p.evidence})" for p in principles)),
+        _section("Principles", _list(_text(f"{p.sentence} ({p.state}, {p.evidence})") for p in principles)),
         _section("Next experiments", _experiments(analysis.hypotheses)),
         _section("Refused by the gate", _refusals(refusals)),
     )
@@ -71,7 +73,7 @@ def _headline(run: TrainingRun) -> str:
 
 def _verdict(verdict: GateVerdict) -> str:
     chance = "" if verdict.p_fail is None else f", chance of failure {wording.percent(verdict.p_fail)}"
-    return f"**{verdict.decision}** ({wording.words(verdict.rule)}{chance}). {_text(verdict.reason)}"
+    return f"**{verdict.decision}** ({_text(wording.words(verdict.rule))}{chance}). {_text(verdict.reason)}"
 
 
 def _prediction(run: TrainingRun) -> str:
@@ -100,8 +102,8 @@ def _epochs(epochs: Sequence[EpochResult]) -> str:
 
 def _diagnoses(diagnoses: Sequence[Diagnosis]) -> str:
     return _list(
-        f"**{wording.words(d.issue)}** (severity {wording.percent(d.severity)}, "
-        f"confidence {wording.percent(d.confidence)}): {d.cause} *{d.recommendation}*"
+        f"**{_text(wording.words(d.issue))}** (severity {wording.percent(d.severity)}, "
+        f"confidence {wording.percent(d.confidence)}): {_text(d.cause)} *{_text(d.recommendation)}*"
         for d in diagnoses
     )
 
@@ -114,7 +116,7 @@ def _parameters(run: TrainingRun) -> str:
     usual = {name: settings[name] for name in names if name not in changed and settings[name] is not None}
     return _sections(
         _table(("parameter", "value"), [(name, wording.value(settings[name])) for name in changed]),
-        f"At kohya's defaults: `{wording.settings(usual)}`" if usual else "",
+        f"At kohya's defaults: {_code(wording.settings(usual))}" if usual else "",
     ).rstrip()
 
 
@@ -131,19 +133,20 @@ def impact_note(report: ImpactReport, scope: str) -> str:
     short = {e.parameter for e in report.effects if e.verdict == "not enough data" and e.outcome == "quality"}
     together = sorted({tuple(sorted((e.parameter, o))) for e in report.effects for o in e.confounded_with})
     most = sorted(report.importance.items(), key=lambda pair: -pair[1])
+    pairs = report.interactions
     return _sections(
         f"# What mattered: {_text(scope)}",
         f"{wording.count(report.n_runs, 'run')}, {wording.count(report.tests, 'test')} on "
         f"{wording.count(len(report.outcomes), 'outcome')}. Observed, not tested: a paired experiment is what proves a "
         "cause. p is corrected for all tests; intervals are 90 % bootstrap, of a split chosen for its difference.",
         _section("Found", _claims(claims) or _nothing(report.n_runs)),
-        _section("Depends on each other", _list(f"{i.sentence} (p {i.p_value:.3f})" for i in report.interactions)),
+        _section("Depends on each other", _list(f"{_text(i.sentence)} (p {i.p_value:.3f})" for i in pairs)),
         _section(f"Share of quality's variation, by {report.importance_by}",
                  _table(("parameter", "share"), [(name, wording.percent(share)) for name, share in most])),
-        _section("Moved together: never blame one singly", _list(f"{a} and {b}" for a, b in together)),
-        _section("No effect on quality detected", ", ".join(sorted(unsure))),
-        _section("Not enough data", ", ".join(sorted(short))),
-        _section("Never varied", ", ".join(constant)),
+        _section("Moved together: never blame one singly", _list(_text(f"{a} and {b}") for a, b in together)),
+        _section("No effect on quality detected", _text(", ".join(sorted(unsure)))),
+        _section("Not enough data", _text(", ".join(sorted(short)))),
+        _section("Never varied", _text(", ".join(constant))),
     )  # fmt: skip
 
 
@@ -211,7 +214,7 @@ def _effects(effects: Sequence[ParameterEffect]) -> str:
 
 def _experiments(hypotheses: Sequence[Hypothesis]) -> str:
     return "\n".join(
-        f"{h.priority}. `{wording.settings(h.change)}` ({h.state}): {_text(h.rationale)} "
+        f"{h.priority}. {_code(wording.settings(h.change))} ({h.state}): {_text(h.rationale)} "
         f"Expected {wording.score(h.expected.quality)} ({wording.interval(h.expected.low, h.expected.high)})"
         f"{_cost(h)}.{''.join(f' **{_text(text)}**' for text in h.blockers)}"
         for h in sorted(hypotheses, key=lambda h: h.priority)
@@ -224,7 +227,9 @@ def _cost(hypothesis: Hypothesis) -> str:
 
 
 def _refusals(refusals: Sequence[RefusedProposal]) -> str:
-    return _list(f"proposal {r.number} ({wording.words(r.verdict.rule)}): {r.verdict.reason}" for r in refusals)
+    return _list(
+        f"proposal {r.number} ({_text(wording.words(r.verdict.rule))}): {_text(r.verdict.reason)}" for r in refusals
+    )
 
 
 def _sections(*parts: str) -> str:
@@ -236,7 +241,8 @@ def _section(heading: str, body: str) -> str:
 
 
 def _list(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {_text(line)}" for line in lines)
+    """A list of lines whose texts are escaped already."""
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -247,5 +253,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _text(text: str) -> str:
-    """Text on one line that neither ends a table cell nor starts a tag."""
-    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
+    """Text on one line that is shown as it stands: it ends no table cell and starts no tag, link, picture or code."""
+    return _SPECIAL.sub(r"\\\g<0>", " ".join(text.split())).replace("<", "&lt;")
+
+
+def _code(text: str) -> str:
+    """Text between more backticks in a row than it holds itself."""
+    plain = " ".join(text.split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
+    space = " " if plain.startswith("`") or plain.endswith("`") else ""
+    return f"{fence}{space}{plain}{space}{fence}"

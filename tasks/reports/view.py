@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from schema.errors import StoreError
 from schema.findings import Analysis, Diagnosis, Hypothesis, ParameterEffect, RefusedProposal
 from schema.parameters import PARAMETERS, Parameters, with_defaults
 from schema.runs import EpochResult, RunHistory, TrainingRun
+from tasks.home import Home
 from tasks.reports import charts, wording
 from tasks.reports.leaderboard import Row, base_row, differing_parameters, leaderboard
 from tasks.reports.pictures import Picture, embed
@@ -145,7 +148,14 @@ def _section(row: Row, history: RunHistory, names: Sequence[str], home: Path, is
 def _sheet(title: str, epoch: EpochResult, home: Path, side: int) -> Sheet:
     path = epoch.sample_sheet
     found = tuple(diagnosis.issue for diagnosis in epoch.diagnosed_issues)
-    return Sheet(title, epoch.quality, found, path, embed(home / path, side) if path else None)
+    return Sheet(title, epoch.quality, found, path, _picture(path, home, side) if path else None)
+
+
+def _picture(path: str, home: Path, side: int) -> Picture | None:
+    """A sheet; None where it is not there, or not in the home."""
+    with contextlib.suppress(StoreError):
+        return embed(Home(home).inside(path), side)
+    return None
 
 
 def _of(history: Sequence[RunHistory], row: Row) -> RunHistory:

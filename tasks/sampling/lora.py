@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from schema.errors import TrialError
+from tasks.pickles import refuse_pickle
 from tasks.training.merge import adapters, named_layers
 from tasks.training.network import Adapter, Layer
 
@@ -39,10 +40,12 @@ def adapted(pipe: DiffusionPipeline, checkpoint: Path | None) -> Iterator[None]:
 
     Raises:
         TrialError: the file is no LoRA for this model.
+        ConfigError: it is a pickle.
     """
     if checkpoint is None:
         yield
         return
+    refuse_pickle(checkpoint, "the LoRA")
     ours = _lycoris_state(checkpoint)
     with _on_base_weights(pipe, checkpoint), _held(pipe, checkpoint, ours) if ours else _loaded(pipe, checkpoint):
         yield
@@ -73,9 +76,9 @@ def _base_weights(checkpoint: Path) -> list[tuple[Path, float]]:
     try:
         with safe_open(checkpoint, "pt") as file:
             told = json.loads((file.metadata() or {}).get("ss_base_weights", "[]"))
-    except (OSError, ValueError, SafetensorError):
+            return [(Path(path), float(share)) for path, share in told]
+    except (OSError, TypeError, ValueError, SafetensorError):
         return []  # no such file, or none of ours
-    return [(Path(path), float(share)) for path, share in told]
 
 
 def _merge_all(found: list[Adapter], kept: list[tuple[Tensor, Tensor]], share: float = 1.0) -> None:

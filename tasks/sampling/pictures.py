@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _TILE = 192
 _LABEL = 18
 _GAP = 6
+_LONGEST = 200
+"""Bytes; with ending and seed a name may have 255."""
 
 
 def save_pictures(pictures: Tensor, suite: PromptSuite, folder: Path) -> list[Path]:
@@ -33,7 +35,7 @@ def save_pictures(pictures: Tensor, suite: PromptSuite, folder: Path) -> list[Pa
 
 def picture_names(suite: PromptSuite) -> list[str]:
     """Names of the files of a suite's pictures, in the order in which they are drawn and measured."""
-    return [f"{_file_name(prompt.name)}-s{seed}.png" for prompt in suite.prompts for seed in suite.seeds]
+    return [f"{file_name(prompt.name)}-s{seed}.png" for prompt in suite.prompts for seed in suite.seeds]
 
 
 def save_sheet(pictures: Tensor, suite: PromptSuite, path: Path, columns: int = 4) -> Path:
@@ -74,5 +76,7 @@ def _save(image: Image.Image, path: Path) -> None:
     part.replace(path)
 
 
-def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", text).strip("._") or "prompt"
+def file_name(text: str) -> str:
+    """A text as part of a file's name: no separators, no leading dot, and short enough for every file system."""
+    plain = re.sub(r"[^\w.-]+", "_", text).encode()[:_LONGEST].decode(errors="ignore")
+    return plain.strip("._") or "prompt"

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from schema.errors import ConfigError, TrialError
 from schema.prompts import PromptSuite
+from tasks.pickles import refuse_pickled_model
 from tasks.sampling.lora import LOADING, adapted
 from tasks.sampling.memory import BatchSizes, CudaMemory
 from tasks.sampling.schedulers import scheduler_of
@@ -168,6 +169,7 @@ def _be_quiet() -> None:
 
 
 def _load(base_model: str, dtype: torch.dtype) -> DiffusionPipeline:
+    refuse_pickled_model(base_model)
     try:
         with LOADING:
             pipe = _read(base_model, dtype)
@@ -181,7 +183,7 @@ def _load(base_model: str, dtype: torch.dtype) -> DiffusionPipeline:
 
 
 def _read(base_model: str, dtype: torch.dtype) -> DiffusionPipeline:
-    if base_model.endswith((".safetensors", ".ckpt")):
+    if base_model.endswith(".safetensors"):
         kind = StableDiffusionXLPipeline if is_sdxl_checkpoint(Path(base_model)) else StableDiffusionPipeline
         return kind.from_single_file(base_model, dtype=dtype)
-    return DiffusionPipeline.from_pretrained(base_model, dtype=dtype, safety_checker=None)
+    return DiffusionPipeline.from_pretrained(base_model, dtype=dtype, safety_checker=None, use_safetensors=True)

@@ -38,12 +38,12 @@ def settle(
         Number of files that were removed.
 
     Raises:
-        StoreError: a file cannot be read or removed, or the storage refuses it.
+        StoreError: a file cannot be read or removed, lies elsewhere, or the storage refuses it.
     """
     gone = superfluous(run, epochs, keep)
     try:
         for epoch in gone:
-            home.absolute(str(epoch.checkpoint)).unlink(missing_ok=True)
+            home.inside(str(epoch.checkpoint), home.trial(run.campaign, run.number)).unlink(missing_ok=True)
             store.save_epoch(epoch.changed(checkpoint=None))
         for epoch in (e for e in epochs if e not in gone):
             _keep(store, objects, home, run, epoch, "checkpoint", epoch.checkpoint)
@@ -59,13 +59,13 @@ def settle(
 def _pictures(home: Home, epoch: EpochResult) -> Iterator[Path]:
     """Single pictures lie in the folder that has the sheet's name."""
     if epoch.sample_sheet is not None:
-        yield from sorted(home.absolute(epoch.sample_sheet).with_suffix("").glob("*.png"))
+        yield from sorted(home.inside(epoch.sample_sheet).with_suffix("").glob("*.png"))
 
 
 def _keep(
     store: Store, objects: ObjectStore, home: Home, run: TrainingRun, epoch: EpochResult, kind: str, path: str | None
 ) -> None:
-    if path is None or not (file := home.absolute(path)).exists():
+    if path is None or not (file := home.inside(path)).exists():
         return
     objects.put(path, file)
     row = Artifact(

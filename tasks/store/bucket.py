@@ -48,6 +48,8 @@ class BucketObjects:
         self._ask(key, lambda bucket, place: bucket.remove([place]))
 
     def _ask(self, key: str, work: Callable[[SyncBucketProxy, str], Answer]) -> Answer:
+        if ".." in key.split("/"):
+            raise StoreError(f"{key} leads out of the bucket {self.name}: mend the row that names it")
         try:
             if self._bucket is None:
                 self._bucket = connect(self._url, self._key, self._timeout).storage.from_(self.name)

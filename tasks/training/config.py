@@ -43,7 +43,7 @@ class TrainingConfig(Frozen):
     pretrained_model_name_or_path: str
     train_data_dir: Path
     output_dir: Path
-    output_name: str = Field("last", min_length=1)
+    output_name: str = Field("last", pattern=r"^[^/\\\x00]+$", description="of files, so no path")
     reg_data_dir: Path | None = None
     cache_dir: Path | None = None
     subsets: tuple[Subset, ...] = Field((), description="instead of train_data_dir and reg_data_dir")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import random
 import re
@@ -106,10 +107,22 @@ def dataset_fingerprint(folder: Path) -> str:
     for path, repeats in find_pictures(folder):
         digest.update(f"{path.relative_to(folder)}:{repeats}\n".encode())
         digest.update(path.read_bytes())
-        for caption in sorted(path.parent.glob(path.stem + ".*")):
+        for caption in sorted(path.parent.glob(glob.escape(path.stem) + ".*")):
             if caption.suffix.lower() not in ENDINGS:
                 digest.update(caption.read_bytes())
     return f"{folder.name}@{digest.hexdigest()[:12]}"
+
+
+def caption_path(picture: Path, extension: str) -> Path:
+    """Where a picture's caption lies: beside it.
+
+    Raises:
+        BadDataError: the extension is none.
+    """
+    try:
+        return picture.with_suffix(extension)
+    except ValueError:
+        raise BadDataError(f"caption_extension = {extension!r} is no ending of files: write it as .txt") from None
 
 
 @dataclass(frozen=True)
@@ -235,10 +248,12 @@ def _by_folder(pictures: list[tuple[Path, int]]) -> dict[Path, list[tuple[Path, 
 
 def _captioned(pictures: list[tuple[Path, int, str | None]], extension: str) -> list[Sample]:
     """Samples of pictures with repeats and class tokens; the tokens count where a folder has no captions."""
-    with_files = {path.parent for path, _, _ in pictures if path.with_suffix(extension).exists()}
+    with_files = {path.parent for path, _, _ in pictures if caption_path(path, extension).exists()}
     return [
         Sample(
-            path, tokens if tokens and path.parent not in with_files else _caption(path.with_suffix(extension)), repeats
+            path,
+            tokens if tokens and path.parent not in with_files else _caption(caption_path(path, extension)),
+            repeats,
         )
         for path, repeats, tokens in pictures
     ]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from schema.errors import ConfigError
+from tasks.pickles import refuse_pickle
 from tasks.training.blocks import Blocks, text_name
 from tasks.training.config import TrainingConfig
 from tasks.training.lycoris import from_file
@@ -23,8 +24,9 @@ def read_lora(path: Path, parameter: str) -> dict[str, Tensor]:
     """The tensors of a LoRA file.
 
     Raises:
-        ConfigError: it cannot be read; the sentence names the parameter that named it.
+        ConfigError: it is a pickle or cannot be read; the sentence names the parameter that named it.
     """
+    refuse_pickle(path, f"{parameter}:")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from schema.errors import ConfigError
+from tasks.pickles import refuse_pickled_model
 
 TextEncoder: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
 
@@ -58,10 +59,11 @@ def load_base_model(name: str, device: torch.device, dtype: torch.dtype) -> Base
     """Load the parts, frozen, on the device.
 
     Raises:
-        ConfigError: no such model, or neither a Stable Diffusion 1.x nor an XL.
+        ConfigError: no such model, a pickled one, or neither a Stable Diffusion 1.x nor an XL.
     """
+    refuse_pickled_model(name)
     try:
-        model = _from_file(name, dtype) if name.endswith((".safetensors", ".ckpt")) else _from_folder(name, dtype)
+        model = _from_file(name, dtype) if name.endswith(".safetensors") else _from_folder(name, dtype)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"the base model {name} cannot be loaded: {reason}") from None
@@ -78,8 +80,6 @@ def is_sdxl_checkpoint(path: Path) -> bool:
     Raises:
         OSError: it cannot be read.
     """
-    if path.suffix != ".safetensors":
-        return False  # pickled checkpoints are all of the time before SDXL
     with safe_open(path, "pt") as file:
         return any(key.startswith("conditioner.embedders.1.") for key in file.keys())  # noqa: SIM118  # no dict
 
@@ -87,15 +87,16 @@ def is_sdxl_checkpoint(path: Path) -> bool:
 def _from_folder(name: str, dtype: torch.dtype) -> BaseModel:
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") != 1):
         raise OSError("there is no such folder")
-    encoders: list[TextEncoder] = [CLIPTextModel.from_pretrained(name, subfolder="text_encoder", dtype=dtype)]
+    weights: Any = {"use_safetensors": True, "dtype": dtype}
+    encoders: list[TextEncoder] = [CLIPTextModel.from_pretrained(name, subfolder="text_encoder", **weights)]
     tokenizers = [CLIPTokenizer.from_pretrained(name, subfolder="tokenizer")]
-    unet = UNet2DConditionModel.from_pretrained(name, subfolder="unet", dtype=dtype)
+    unet = UNet2DConditionModel.from_pretrained(name, subfolder="unet", **weights)
     if unet.config.addition_embed_type == "text_time":
-        encoders.append(CLIPTextModelWithProjection.from_pretrained(name, subfolder="text_encoder_2", dtype=dtype))
+        encoders.append(CLIPTextModelWithProjection.from_pretrained(name, subfolder="text_encoder_2", **weights))
         tokenizers.append(CLIPTokenizer.from_pretrained(name, subfolder="tokenizer_2"))
     return BaseModel(
         unet,
-        AutoencoderKL.from_pretrained(name, subfolder="vae", dtype=torch.float32),
+        AutoencoderKL.from_pretrained(name, subfolder="vae", use_safetensors=True, dtype=torch.float32),
         tuple(encoders),
         tuple(tokenizers),
         DDPMScheduler.from_pretrained(name, subfolder="scheduler"),

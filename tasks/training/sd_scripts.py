@@ -30,6 +30,7 @@ from schema.errors import BadDataError, ConfigError
 from schema.parameters import PARAMETERS, Parameters, with_defaults
 from schema.runs import Outcome
 from schema.taxonomy import Category
+from tasks.pickles import refuse_pickle, refuse_pickled_model
 from tasks.training import events as tell
 from tasks.training.config import LYCORIS_ARGS, TrainingConfig
 from tasks.training.dataset import class_tokens, find_pictures, find_samples, num_images
@@ -303,6 +304,10 @@ def write_tomls(config: TrainingConfig, train: Path, dataset: Path) -> None:
         "max_data_loader_n_workers": 1 if cached else 2, "persistent_data_loader_workers": False,
         "save_state": True, "save_last_n_epochs_state": 1,
     }  # fmt: skip
+    refuse_pickled_model(config.pretrained_model_name_or_path)
+    for name in ("network_weights", "base_weights"):
+        for part in config.texts(name):
+            refuse_pickle(Path(part), f"{name}:")
     if p["network_weights"]:
         settings["network_weights"] = str(Path(config.text("network_weights")).absolute())
     if p["base_weights"]:

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from demo.portraits import write_dataset
+from tests.tasks.sampling.conftest import save_lora
 
+LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 PROMPTS = """
 steps = 2
 [[prompts]]
@@ -73,3 +75,13 @@ def test_a_file_that_is_no_lora_is_said(tiny_model: Path, tmp_path: Path) -> Non
     assert result.returncode == 2
     assert "old.safetensors" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_no_name_of_a_lora_leads_out_of_the_folder(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.toml").write_text(PROMPTS)
+    lora = save_lora(tmp_path / "...safetensors", {LAYER: (8, 8)})
+    out = tmp_path / "out" / "retest"
+    words = ("--base-model", tiny_model, "--prompts", tmp_path / "prompts.toml", "--out", out)
+    result = pixelloop("retest", lora, *words)
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in (tmp_path / "out").rglob("*") if not path.is_relative_to(out)] == []

@@ -22,9 +22,13 @@ import pytest
 import torch
 
 from demo.workspace import lay_out
+from tests.flows.test_up import listening, of_home
 
 pytestmark = pytest.mark.e2e
 TRIALS, EPOCHS = 2, 2
+TOKEN = "s3cret-Of_A_kind"
+NOTIFY = f"json://someone:{TOKEN}@127.0.0.1:9/{TOKEN}"
+"""Where nobody listens: each notice of the night fails, which is told."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Night:
     folder: Path
     interrupted: subprocess.CompletedProcess[str]
     resumed: subprocess.CompletedProcess[str]
+    listened: dict[tuple[str, int], str]
 
     def pixelloop(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return pixelloop(self.folder, *arguments)
@@ -49,7 +54,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160", "PIXELLOOP_NOTIFY": NOTIFY}
 
 
 def pixelloop(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,17 +62,18 @@ def pixelloop(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(words, capture_output=True, text=True, env=environment(), cwd=folder, timeout=300)
 
 
-def interrupt_when(folder: Path, sign: Path) -> subprocess.CompletedProcess[str]:
-    """Start the campaign and press Ctrl-C as soon as a file is there."""
+def interrupt_when(folder: Path, sign: Path) -> tuple[subprocess.CompletedProcess[str], dict[tuple[str, int], str]]:
+    """Start the campaign and press Ctrl-C as soon as a file is there; also, where its processes listened then."""
     words = command("run", str(folder / "campaign.toml"), "--home", str(folder))
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=folder
     )
     while not sign.exists() and process.poll() is None:
         time.sleep(0.05)
+    listened = listening(of_home(folder))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(words, process.returncode, out, err)
+    return subprocess.CompletedProcess(words, process.returncode, out, err), listened
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +87,8 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
     campaign.write_text(text.replace("low = 1e-5, high = 1e-1", "low = 1e-3, high = 5e-3"))
     for extra in sorted((folder / "portraits").iterdir())[48:]:  # 24 pictures are enough here
         extra.unlink()
-    interrupted = interrupt_when(folder, folder / "runs" / "demo" / "000" / "samples" / "epoch-001.png")
-    return Night(folder, interrupted, pixelloop(folder, "resume"))
+    interrupted, listened = interrupt_when(folder, folder / "runs" / "demo" / "000" / "samples" / "epoch-001.png")
+    return Night(folder, interrupted, pixelloop(folder, "resume"), listened)
 
 
 def rows(night: Night, sql: str) -> list[tuple[object, ...]]:
@@ -107,6 +113,29 @@ def test_resume_finishes_and_shows_the_leaderboard(night: Night) -> None:
     for number in range(TRIALS):
         assert f"demo-{number:03d}" in night.resumed.stdout
     assert "report" in night.resumed.stdout
+
+
+def test_nothing_of_a_running_campaign_listens_beyond_this_machine(night: Night) -> None:
+    assert len(night.listened) >= 2, night.listened  # Postgres and the Prefect server
+    assert {address for address, _ in night.listened} <= {"127.0.0.1", "::1"}, night.listened
+
+
+def test_no_secret_stands_in_anything_that_a_night_leaves_behind(night: Night, tmp_path: Path) -> None:
+    told = night.interrupted.stdout + night.interrupted.stderr + night.resumed.stdout + night.resumed.stderr
+    assert "a notice could not be sent" in told
+    kept = tmp_path / "everything.jsonl"
+    assert night.pixelloop("db", "export", str(kept)).returncode == 0
+    told += json.dumps(night.json("status")) + kept.read_text()
+    state = night.folder / "postgres" / "state.json"
+    assert state.stat().st_mode & 0o077 == 0
+    place = json.loads(state.read_text())
+    for secret in (TOKEN, place["password"]):
+        assert secret not in told
+        data = night.folder / "postgres" / place["data"]  # with Prefect's and Optuna's tables, and the server's log
+        files = [p for folder in (night.folder, data.parent) for p in folder.rglob("*") if p.is_file() and p != state]
+        assert len(files) > 1000
+        assert [p for p in files if secret.encode() in p.read_bytes()] == []
+    assert [p for p in files if b"demo-001" in p.read_bytes()]  # the database's files are readable
 
 
 def test_no_row_is_lost_or_doubled(night: Night) -> None:

@@ -1,10 +1,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from schema.errors import ConfigError, StoreError
 from tasks.home import Home, copy_atomically
+
+PARTS = st.sampled_from(["..", ".", "", "a", "runs", "night", "000", "\0", "~", "...", "etc"])
+PATHS = st.builds(lambda parts, lead: lead + "/".join(parts), st.lists(PARTS, max_size=6), st.sampled_from(["", "/"]))
+PLACES: dict[str, Callable[[Home, str], Path]] = {
+    "trial": lambda home, name: home.trial(name, 0).root,
+    "base": lambda home, name: home.base_samples(name).root,
+    "file": Home.campaign_file, "report": Home.report, "impact": Home.impact, "best": Home.best_lora,
+}  # fmt: skip
 
 
 def test_a_home_keeps_its_identity_when_moved(tmp_path: Path) -> None:
@@ -37,3 +51,44 @@ def test_a_copy_replaces_its_target_whole(tmp_path: Path) -> None:
     copy_atomically(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_text() == "new"
     assert not (tmp_path / "b.part").exists()
+
+
+@pytest.mark.parametrize("place", PLACES)
+@given(name=st.one_of(PATHS, st.text(max_size=12)))
+@example(name="../../night")
+@example(name="..")
+@example(name="")
+def test_no_name_of_a_campaign_leads_out_of_the_home(place: str, name: str) -> None:
+    home = Home(Path("/home/of/pixelloop"))
+    try:
+        found = PLACES[place](home, name)
+    except ConfigError:
+        return
+    assert found.is_relative_to(home.root)
+    assert ".." not in found.parts
+    assert len(found.relative_to(home.root).parts) == {"trial": 3, "base": 3, "file": 2}.get(place, 1)
+
+
+@given(PATHS)
+@example("/etc/passwd")
+@example("runs/night/000/../../../../elsewhere")
+def test_no_path_of_a_row_leads_out_of_the_home(path: str) -> None:
+    home = Home(Path("/home/of/pixelloop"))
+    for folder, inside in ((None, home.root), (home.trial("night", 0), home.trial("night", 0).root)):
+        try:
+            found = home.inside(path, folder)
+        except StoreError:
+            continue
+        assert found.resolve().is_relative_to(inside)
+
+
+def test_a_link_out_of_the_home_is_not_followed_but_the_runs_may_lie_on_another_disk(tmp_path: Path) -> None:
+    home, disk = Home.at(tmp_path / "home"), tmp_path / "disk"
+    disk.mkdir()
+    home.root.mkdir()
+    (home.root / "runs").symlink_to(disk)
+    sheet = home.trial("night", 0).sheet(1)
+    assert home.inside(home.relative(sheet)).resolve() == disk / "night" / "000" / "samples" / "epoch-001.png"
+    (home.root / "away").symlink_to(tmp_path)
+    with pytest.raises(StoreError, match="lies outside"):
+        home.inside("away/elsewhere.png")

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
 from schema.runs import Outcome
 from tasks.reports.markdown import campaign_note, trial_note
 from tests.tasks.reports import factory
@@ -72,3 +76,49 @@ def test_a_new_campaign_has_a_short_note() -> None:
     note = campaign_note([], factory.analysis(effects=(), hypotheses=(), n_runs=0))
     assert "0 runs, 0 failed; none measured yet." in note
     assert "##" not in note
+
+
+MARKUP = st.text(st.sampled_from("<>[]()!`*|\\#&:/_~ \n\"'ajx"), min_size=1, max_size=30)
+HARMFUL = {"link_open", "image", "html_inline", "html_block", "fence", "code_block"}
+
+
+def shown(note: str) -> tuple[set[str], str]:
+    """Kinds of what a Markdown renderer finds in a note's lines, and all text that a reader sees."""
+    kinds, texts = set[str](), list[str]()
+    for token in MarkdownIt("commonmark", {"html": True}).enable("table").parse(note):
+        for child in token.children or [token]:
+            kinds.add(child.type)
+            texts.append(child.content)
+    return kinds, " ".join(texts)
+
+
+@given(MARKUP)
+@example("[x](javascript:alert(1))")
+@example("![x](http://127.0.0.1/a.png)")
+@example("<img src=x onerror=alert(1)>")
+@example("</textarea><script>alert(1)</script>")
+@example("`</code>`` <b>")
+@example("\\[x](javascript:alert(1))")
+@example("<javascript:alert(1)>")
+def test_no_text_of_the_data_becomes_a_link_a_picture_or_a_tag(nasty: str) -> None:
+    history = factory.history(
+        0,
+        (50.0,),
+        {"caption_version": nasty, "optimizer_args": nasty},
+        Outcome.CRASHED,
+        run_name=nasty,
+        failure=nasty,
+        recommended_next_steps=(nasty,),
+        root_cause_diagnosis=(factory.diagnosis(cause=nasty),),
+        verdict=factory.verdict(reason=nasty),
+    )
+    refused = factory.refusal(6, verdict=factory.verdict(reason=nasty))
+    analysis = factory.analysis(hypotheses=(factory.hypothesis(1, {"caption_version": nasty}, rationale=nasty),))
+    for note in (trial_note(history.run, history.epochs), campaign_note([history], analysis, [refused])):
+        assert not shown(note)[0] & HARMFUL
+
+
+def test_what_is_escaped_reads_as_it_was() -> None:
+    nasty = r"the caption is [x](javascript:1) *a* `b` \ <b>"
+    history = factory.history(0, (50.0,), {}, Outcome.CRASHED, failure=nasty)
+    assert nasty in shown(trial_note(history.run, history.epochs))[1]

@@ -144,3 +144,29 @@ def test_files_go_into_the_bucket_as_well(tmp_path: Path, project: str) -> None:
     for row in rows:
         objects.get(row.path, tmp_path / "back")
         assert (tmp_path / "back").read_bytes() == home.absolute(row.path).read_bytes()
+
+
+@pytest.mark.parametrize("place", ["{out}/precious", "../out/precious", "home.json", "runs/night/001/checkpoints/1"])
+def test_only_files_of_the_run_itself_are_removed_or_kept(tmp_path: Path, place: str) -> None:
+    """A row that came with `db import` may name any path."""
+    home = Home.at(tmp_path / "home")
+    store, run, epochs = ended(home)
+    (tmp_path / "out").mkdir()
+    precious = home.absolute(place.format(out=tmp_path / "out"))
+    precious.parent.mkdir(parents=True, exist_ok=True)
+    precious.write_text("precious")
+    store.save_epoch(epochs[0].changed(checkpoint=place.format(out=tmp_path / "out"), quality=None))
+    with pytest.raises(StoreError, match="lies outside"):
+        settle(store, LocalObjects(home.root), home, run, store.epochs(run.uid), 2)
+    assert precious.read_text() == "precious"
+    if "out" in place:
+        with pytest.raises(StoreError, match="lies outside"):
+            settle(store, LocalObjects(home.root), home, run, store.epochs(run.uid), None)
+        assert not [a for a in store.artifacts(run.uid) if "precious" in a.path]
+
+
+def test_no_key_leads_out_of_a_bucket(tmp_path: Path) -> None:
+    bucket = BucketObjects("http://127.0.0.1:9", SecretStr("key"), "loras")
+    for key in ("../other/a", "runs/../../other/a"):
+        with pytest.raises(StoreError, match="leads out of the bucket"):
+            bucket.put(key, tmp_path / "a")

@@ -58,6 +58,7 @@ def test_no_error_and_no_log_holds_a_secret(
 def test_settings_hide_what_is_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", AWAY)
     monkeypatch.setenv("SUPABASE_KEY", SECRET)
+    monkeypatch.setenv("PIXELLOOP_NOTIFY", f"json://user:{SECRET}@host")
     settings = Settings()
     assert SECRET not in repr(settings) + settings.model_dump_json() + str(settings.model_dump())
 

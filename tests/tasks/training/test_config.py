@@ -44,6 +44,8 @@ def test_sections_are_cosmetic_as_in_kohyas_files(tmp_path: Path) -> None:
         ("xformers = true", "needs the package xformers"),
         ("full_fp16 = true", "full_fp16 needs mixed_precision"),
         ("max_token_length = 100", "75, 150 or 225"),
+        ("output_name = '../../elsewhere'", "output_name"),
+        ("output_name = '/elsewhere'", "output_name"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(tmp_path: Path, text: str, sentence: str) -> None:

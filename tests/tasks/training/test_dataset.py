@@ -3,9 +3,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 
-from tasks.training.dataset import Placement, dataset_fingerprint, find_samples, load_picture, num_images
+from schema.errors import BadDataError
+from tasks.training.dataset import (
+    Placement,
+    caption_path,
+    dataset_fingerprint,
+    find_samples,
+    load_picture,
+    num_images,
+)
 
 
 def picture(path: Path, size: tuple[int, int] = (4, 4), colour: str = "red") -> None:
@@ -45,3 +56,29 @@ def test_a_wide_picture_covers_the_size_and_is_cut_in_the_middle(tmp_path: Path)
     wide[:, 2:6] = 255
     Image.fromarray(wide).save(tmp_path / "a.png")
     assert (load_picture(tmp_path / "a.png", Placement.of((8, 4), (4, 4)), "nearest") == 1).all()
+
+
+@given(st.one_of(st.text(), st.text(st.sampled_from("./\\ab\0"))))
+@example("/../../secret.txt")
+@example("txt")
+@example(".")
+def test_a_caption_always_lies_beside_its_picture(extension: str) -> None:
+    picture = Path("/data/set/a.png")
+    try:
+        assert caption_path(picture, extension).parent == picture.parent
+    except BadDataError:
+        return
+
+
+def test_links_in_a_data_set_are_followed_and_strange_names_are_only_names(tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere" / "linked.png")
+    folder = tmp_path / "set"
+    picture(folder / "[a]*.png")
+    for ending in (".png", ".txt"):
+        (folder / f"b{ending}").symlink_to(tmp_path / "elsewhere" / f"linked{ending}")
+    assert [sample.path.name for sample in find_samples(folder, ".txt", 1)] == ["[a]*.png", "b.png"]
+    before = dataset_fingerprint(folder)
+    (folder / "[a]*.txt").write_text("another caption")
+    assert dataset_fingerprint(folder) != before
+    with pytest.raises(BadDataError, match="caption_extension"):
+        find_samples(folder, "/../elsewhere/linked.txt", 1)

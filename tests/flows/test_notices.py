@@ -1,0 +1,43 @@
+"""Notices that cannot be sent say so without the address: tokens stand in it."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flows import notices, progress
+from schema.campaign import NotifySettings
+from schema.settings import Settings
+
+SECRET = "s3cret-Of_A_kind"
+PLACES = {
+    "nobody there": f"json://user:{SECRET}@127.0.0.1:9/{SECRET}",
+    "unknown service": f"nosuch://{SECRET}@host",
+    "no scheme": f"hooks.example/services/{SECRET}",
+    "a bare token": SECRET,
+    "a token first": f"{SECRET}:host",
+    "a malformed one": f"slack://{SECRET}",
+    "a block of nobody": f"block:slack-webhook/{SECRET}",
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_no_word_about_a_notice_holds_its_address(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+    monkeypatch.setenv("PIXELLOOP_NOTIFY", PLACES[name])
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+    monkeypatch.setattr(progress, "listener", SimpleNamespace(message=told.append))
+    context: Any = SimpleNamespace(
+        services=SimpleNamespace(settings=Settings()), file=SimpleNamespace(notify=NotifySettings())
+    )
+    with caplog.at_level(logging.INFO):
+        notices.notify(context, "end", "a night", "has ended")
+    assert "a notice could not be sent" in told[0]
+    printed = capfd.readouterr()
+    assert SECRET not in "".join(told) + caplog.text + printed.out + printed.err
