@@ -214,9 +214,8 @@ def _effects(effects: Sequence[ParameterEffect]) -> str:
 
 def _experiments(hypotheses: Sequence[Hypothesis]) -> str:
     return "\n".join(
-        f"{h.priority}. {_code(wording.settings(h.change))} ({h.state}): {_text(h.rationale)} "
-        f"Expected {wording.score(h.expected.quality)} ({wording.interval(h.expected.low, h.expected.high)})"
-        f"{_cost(h)}.{''.join(f' **{_text(text)}**' for text in h.blockers)}"
+        f"{h.priority}. {_code(wording.settings(h.change))} ({h.state}): {_text(h.rationale)}{_cost(h)}."
+        f"{''.join(f' **{_text(text)}**' for text in h.blockers)}"
         for h in sorted(hypotheses, key=lambda h: h.priority)
     )
 
