@@ -166,6 +166,7 @@ def test_a_flow_that_is_cancelled_or_killed_leaves_no_trainer_and_is_gone_on_wit
         with temporary_settings({PREFECT_API_URL: prefect.url}):
             assert tidy(Home.at(home)) >= 2
         assert prefect.states()[run] == "CRASHED"
+        wait_for(lambda: list(prefect.states().values())[-1] == "SCHEDULED")  # for the worker of tomorrow
     finally:
         worker.kill()
         worker.wait()
