@@ -175,7 +175,7 @@ class OutboxStore:
 
     def history(self, campaign: str | None = None) -> list[RunHistory]:
         """Runs with their epochs, oldest first."""
-        return self._read(lambda store: store.history(campaign))
+        return self._read(lambda store: self._shared(store.history(campaign)))
 
     def refusals(self, campaign: str) -> list[RefusedProposal]:
         """What the gate refused, in order."""
@@ -230,6 +230,15 @@ class OutboxStore:
                 except StoreUnavailableError as error:
                     self._is_away(error)
             return ask(self._copy)
+
+    def _shared(self, history: list[RunHistory]) -> list[RunHistory]:
+        """Let the copy hold the same records, so that runs that have ended are in memory once.
+
+        Those that go on keep the measurements of single pictures, which a history leaves out.
+        """
+        if self._memory is not None:
+            self._memory.take_history([known for known in history if known.run.finished_at is not None])
+        return history
 
     def _reachable(self) -> bool:
         """Whether it is worth to ask: everything that waited must be in the database before anything else."""

@@ -12,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from schema.errors import NotFoundError, StoreUnavailableError
+from schema.runs import RunStatus
 from tasks.store import outbox
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
@@ -155,6 +156,21 @@ def test_the_copy_has_what_was_there_before(server: EmbeddedPostgres, tmp_path: 
     kill(server)
     assert second.history()[:1] == kept
     assert [c.settings for c in second.campaigns()] == [{"a": 1}]
+
+
+def test_runs_that_have_ended_are_in_memory_once_whoever_ran_them(server: EmbeddedPostgres, tmp_path: Path) -> None:
+    store = OutboxStore(PostgresStore(server.url()), tmp_path / "mine")
+    other = OutboxStore(PostgresStore(server.url()), tmp_path / "theirs")
+    for number, writer in enumerate((store, other)):
+        run = make_run(number)
+        writer.save_run(run)
+        writer.save_epoch(make_epoch(run, 1))
+        writer.save_run(run.changed(status=RunStatus.FINISHED, finished_at=run.started_at))
+    known = store.history()
+    kill(server)
+    copied = store.history()
+    assert copied == known
+    assert all(a.run is b.run and a.epochs[0] is b.epochs[0] for a, b in zip(copied, known, strict=True))
 
 
 def test_a_service_that_is_away_costs_nothing(
