@@ -54,7 +54,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160", "PIXELLOOP_NOTIFY": NOTIFY}
+    return {"PIXELLOOP_NOTIFY": NOTIFY, **os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
 
 
 def pixelloop(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

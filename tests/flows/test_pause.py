@@ -74,7 +74,7 @@ def test_a_night_ends_at_its_hour_with_a_word(folder: Path, monkeypatch: pytest.
     assert night.returncode == 0, night.stderr
     assert datetime.now() >= ends
     assert f"campaign demo ended: it is {ends:%H:%M}" in night.stdout
-    assert "Apprise does not know: nowhere" in night.stdout
+    assert "Apprise does not know: nowhere" in night.stdout, night.stdout
     assert heard[-1]["title"] == "campaign demo has ended"
     assert "report-demo.html" in heard[-1]["message"]
     status = json.loads(pixelloop(folder, "status", "--json").stdout)
