@@ -4,7 +4,9 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tasks.home import Home, copy_atomically
+import pytest
+
+from tasks.home import Home, copy_atomically, replace_text
 
 
 def test_a_home_keeps_its_identity_when_moved(tmp_path: Path) -> None:
@@ -37,3 +39,12 @@ def test_a_copy_replaces_its_target_whole(tmp_path: Path) -> None:
     copy_atomically(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_text() == "new"
     assert not (tmp_path / "b.part").exists()
+
+
+def test_a_text_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    replace_text(page, "old")
+    with pytest.raises(ZeroDivisionError):
+        replace_text(page, (str(1 // left) for left in (1, 0)))
+    assert page.read_text() == "old"
+    assert replace_text(page, iter(("n", "ew"))).read_text() == "new"
