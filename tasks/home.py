@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,10 +224,11 @@ def copy_atomically(source: Path, target: Path) -> None:
     part.replace(target)
 
 
-def replace_text(path: Path, text: str) -> Path:
-    """Write a text file so that it is never seen half-written."""
+def replace_text(path: Path, text: str | Iterable[str]) -> Path:
+    """Write a text file, whole or piece by piece, so that it is never seen half-written."""
     part = _part(path)
-    part.write_text(text, encoding="utf-8")
+    with part.open("w", encoding="utf-8") as file:
+        file.writelines([text] if isinstance(text, str) else text)
     return part.replace(path)
 
 

@@ -43,7 +43,8 @@ def write_report(
     from plotly.offline import get_plotlyjs  # takes half a second
 
     report = build_report(campaign, history, analysis, refusals, base, home)
-    page = environment().get_template("report.html.j2").render(
+    # In pieces: as one string a night's page takes memory that the process does not give back.
+    page = environment().get_template("report.html.j2").generate(
         r=report, principles=principles, plotly=Markup(get_plotlyjs())
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from schema.errors import ConfigError, StoreError
-from tasks.home import Home, copy_atomically
+from tasks.home import Home, copy_atomically, replace_text
 
 PARTS = st.sampled_from(["..", ".", "", "a", "runs", "night", "000", "\0", "~", "...", "etc"])
 PATHS = st.builds(lambda parts, lead: lead + "/".join(parts), st.lists(PARTS, max_size=6), st.sampled_from(["", "/"]))
@@ -92,3 +92,12 @@ def test_a_link_out_of_the_home_is_not_followed_but_the_runs_may_lie_on_another_
     (home.root / "away").symlink_to(tmp_path)
     with pytest.raises(StoreError, match="lies outside"):
         home.inside("away/elsewhere.png")
+
+
+def test_a_text_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    replace_text(page, "old")
+    with pytest.raises(ZeroDivisionError):
+        replace_text(page, (str(1 // left) for left in (1, 0)))
+    assert page.read_text() == "old"
+    assert replace_text(page, iter(("n", "ew"))).read_text() == "new"
