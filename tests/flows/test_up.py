@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -36,16 +37,21 @@ def of_home(home: Path) -> list[psutil.Process]:
         p for p in psutil.process_iter(["cmdline"]) if {str(home), data} & set(p.info["cmdline"] or []) or
         str(home) in " ".join(p.info["cmdline"] or [])
     ]  # fmt: skip
-    return list({p.pid: p for one in named for p in (one, *one.children(recursive=True))}.values())
+    found = {p.pid: p for p in named}
+    for process in named:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended since, as a connection's backend does
+            found |= {p.pid: p for p in process.children(recursive=True)}
+    return list(found.values())
 
 
 def listening(processes: list[psutil.Process]) -> dict[tuple[str, int], str]:
     """Addresses on which processes listen, with what each of them is."""
     found = {}
     for process in processes:
-        for connection in process.net_connections(kind="inet"):
-            if connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM:
-                found[connection.laddr.ip, connection.laddr.port] = " ".join(process.cmdline())
+        with contextlib.suppress(psutil.NoSuchProcess):  # what has ended listens no more
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM:
+                    found[connection.laddr.ip, connection.laddr.port] = " ".join(process.cmdline())
     return found
 
 
