@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from flows.blocks import open_settings
 from flows.notices import send
 from flows.server import prefect_server
 from schema.errors import ConfigError
+from tests.flows.conftest import NOBODY
 from tests.flows.webhook import webhook
 
 SECRET = "postgresql://user:s3cret-Of_A_kind@127.0.0.1:9/postgres"
@@ -24,10 +26,12 @@ def test_a_plain_value_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.e2e
-def test_a_named_block_gives_its_value_and_takes_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_block_gives_its_value_and_takes_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: Callable[[str], None]
+) -> None:
     monkeypatch.setenv("DATABASE_URL", "block:database-url")
     with prefect_server(tmp_path / "prefect", lambda: f"sqlite+aiosqlite:///{tmp_path}/prefect.db", wait=240) as url:
-        monkeypatch.setenv("PREFECT_API_URL", url)
+        api(url)
         from prefect.blocks.notifications import CustomWebhookNotificationBlock
         from prefect.blocks.system import Secret
 
@@ -47,10 +51,9 @@ def test_a_named_block_gives_its_value_and_takes_words(tmp_path: Path, monkeypat
     assert SECRET not in repr(settings)
 
 
-def test_without_a_server_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_server_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch, api: Callable[[str], None]) -> None:
     monkeypatch.setenv("SUPABASE_KEY", "block:supabase-key")
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+    api(NOBODY)
     with pytest.raises(ConfigError, match="SUPABASE_KEY names the Secret block supabase-key") as error:
         open_settings()
     assert "\n" not in str(error.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from flows import notices, progress
 from schema.campaign import NotifySettings
 from schema.settings import Settings
+from tests.flows.conftest import NOBODY
 
 SECRET = "s3cret-Of_A_kind"
 PLACES = {
@@ -26,12 +28,15 @@ PLACES = {
 
 @pytest.mark.parametrize("name", PLACES)
 def test_no_word_about_a_notice_holds_its_address(
-    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    api: Callable[[str], None],
 ) -> None:
     told: list[str] = []
     monkeypatch.setenv("PIXELLOOP_NOTIFY", PLACES[name])
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+    api(NOBODY)
     monkeypatch.setattr(progress, "listener", SimpleNamespace(message=told.append))
     context: Any = SimpleNamespace(
         services=SimpleNamespace(settings=Settings()), file=SimpleNamespace(notify=NotifySettings())
