@@ -7,7 +7,7 @@ from pydantic import SecretStr
 from schema.errors import ConfigError
 from schema.settings import Settings
 
-_BLOCK = "block:"
+BLOCK = "block:"
 
 
 def open_settings() -> Settings:
@@ -20,9 +20,9 @@ def open_settings() -> Settings:
     """
     settings = Settings()
     named = {
-        name: value.get_secret_value().removeprefix(_BLOCK)
+        name: value.get_secret_value().removeprefix(BLOCK)
         for name in ("database_url", "supabase_key")
-        if (value := getattr(settings, name)) is not None and value.get_secret_value().startswith(_BLOCK)
+        if (value := getattr(settings, name)) is not None and value.get_secret_value().startswith(BLOCK)
     }
     return settings.model_copy(update={name: SecretStr(_load(name, block)) for name, block in named.items()})
 

@@ -62,8 +62,9 @@ def _at_work(context: Context) -> Iterator[None]:
     with claim:
         try:
             yield
-        except PixelloopError as error:
-            notify(context, "trouble", f"campaign {context.name} waits for you", str(error))
+        except Exception as error:
+            told = str(error) if isinstance(error, PixelloopError) else f"{type(error).__name__}: {error}"
+            notify(context, "trouble", f"campaign {context.name} waits for you", told)
             raise
 
 

@@ -18,7 +18,7 @@ from schema.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
     from flows.wiring import Context
-    from optimizer.analysis.blind import PairedMeasure, VoteCount
+    from optimizer.analysis.blind import Checkpoint, PairedMeasure, VoteCount
     from schema.runs import EpochResult, PictureMetrics, PictureVote, RunHistory
     from tasks.dashboard.blind import PicturePair
 
@@ -32,6 +32,10 @@ CheckpointArgument = Annotated[
 class _Side:
     run: RunHistory
     epoch: EpochResult
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.run.run.uid, self.epoch.epoch_number
 
     @property
     def name(self) -> str:
@@ -56,7 +60,7 @@ def ab(
 
     with opened_campaign(home, campaign) as context:
         first, second = (_side(context, name) for name in (a, b))
-        if (first.run.run.uid, first.epoch.epoch_number) == (second.run.run.uid, second.epoch.epoch_number):
+        if first.checkpoint == second.checkpoint:
             raise ConfigError(f"{first.name} is given twice: compare two checkpoints")
         if vote:
             _ask(context, first, second, seed, port)
@@ -101,7 +105,7 @@ def _ask(context: Context, first: _Side, second: _Side, seed: int, port: int) ->
     from tasks.dashboard.blind import serve_blind
 
     def save(picture: str, choice: str) -> None:
-        one, two = (first.run.run.uid, first.epoch.epoch_number), (second.run.run.uid, second.epoch.epoch_number)
+        one, two = first.checkpoint, second.checkpoint
         vote = PictureVote.model_validate(
             {
                 "uid": vote_uid(*one, *two, picture), "run_uid": one[0], "epoch_number": one[1],
@@ -139,19 +143,10 @@ def _pairs(context: Context, first: _Side, second: _Side) -> list[PicturePair]:
 
 
 def _votes(context: Context, first: _Side, second: _Side) -> list[PictureVote]:
-    """The votes between the two, whichever was named first."""
-    other = {"first": "second", "second": "first", "tie": "tie"}
-    here = [v for v in context.store.votes(first.run.run.uid) if _between(v, first, second)]
-    there = [v for v in context.store.votes(second.run.run.uid) if _between(v, second, first)]
-    known = {v.picture: v for v in sorted(
-        (*here, *(v.changed(choice=other[v.choice]) for v in there)), key=lambda v: v.created_at)}  # fmt: skip
-    return list(known.values())
+    from optimizer.analysis.blind import votes_between
 
-
-def _between(vote: PictureVote, first: _Side, second: _Side) -> bool:
-    return (vote.epoch_number, vote.other_run_uid, vote.other_epoch_number) == (
-        first.epoch.epoch_number, second.run.run.uid, second.epoch.epoch_number,
-    )  # fmt: skip
+    kept = {vote.uid: vote for side in (first, second) for vote in context.store.votes(side.run.run.uid)}
+    return votes_between(list(kept.values()), first.checkpoint, second.checkpoint)
 
 
 def _show(first: str, second: str, measures: Sequence[PairedMeasure], votes: VoteCount | None) -> None:

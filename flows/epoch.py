@@ -17,7 +17,6 @@ from optimizer.analysis.diagnosis import diagnose_epoch
 from optimizer.effort import Effort
 from optimizer.objective import quality_of
 from optimizer.stopping import should_stop
-from schema.findings import PAIRED_TEST
 from schema.prompts import PromptSuite
 from schema.runs import EpochResult, RunHistory, TrainingRun, epoch_uid
 
@@ -119,8 +118,6 @@ def keep(context: Context, run: TrainingRun, result: EpochResult) -> str | None:
     context.store.save_epoch(result)
     tell_study(context, run, result)
     progress.listener.measured(result)
-    if run.verdict is not None and run.verdict.rule == PAIRED_TEST:
-        return None  # a half that ends before its time would be an unfair one
     sofar = RunHistory(run=run, epochs=tuple(context.store.epochs(run.uid)))
     return should_stop(sofar, others_of(context, run), context.file.stopping, epochs_of(run))
 

@@ -9,13 +9,13 @@ from typing import Any, Literal
 from rich.markup import escape
 
 from flows import progress
+from flows.blocks import BLOCK
 from flows.wiring import Context
 from schema.errors import ConfigError
 from schema.runs import Outcome, TrainingRun
 
 Kind = Literal["end", "best", "trouble"]
 
-_BLOCK = "block:"
 _TROUBLE = (Outcome.CRASHED, Outcome.HUNG, Outcome.BAD_DATA)
 
 
@@ -49,10 +49,10 @@ def send(place: str, subject: str, body: str) -> None:
         ConfigError: no place that anybody knows, or it did not take them.
         ValueError: no such block.
     """
-    if place.startswith(_BLOCK):
+    if place.startswith(BLOCK):
         from prefect.blocks.core import Block
 
-        block: Any = Block.load(place.removeprefix(_BLOCK), _sync=True)  # type: ignore[call-arg]
+        block: Any = Block.load(place.removeprefix(BLOCK), _sync=True)  # type: ignore[call-arg]
         block.notify(body=body, subject=subject, _sync=True)
         return
     from apprise import Apprise

@@ -90,8 +90,10 @@ def _keep_up(place: Home, prefect_port: int, dashboard_port: int, ended: threadi
             prefect_server(place.prefect, services.prefect_url, revive=services.revive, port=prefect_port) as url,
             _dashboard(services, dashboard_port) as dashboard,
         ):
+            from flows.janitor import tidy  # Prefect only now, with its address set
+
             _deploy(place)
-            _tidy(place)
+            tidy(place)  # after a power cut: what died is told to Prefect, which then runs it again
             told = {"pid": os.getpid(), "prefect": url.removesuffix("/api"), "dashboard": dashboard}
             replace_text(place.up_state, json.dumps(told))
             _work(ended)
@@ -106,13 +108,6 @@ def _dashboard(services: wiring.Services, port: int) -> Iterator[str]:
         thread.start()
         yield server.url
         server.shutdown()
-
-
-def _tidy(place: Home) -> None:
-    """After a power cut: what died is told to Prefect, which then runs it again."""
-    from flows.janitor import tidy
-
-    tidy(place)
 
 
 def _deploy(home: Home) -> None:

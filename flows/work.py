@@ -22,7 +22,7 @@ from optimizer.budget import hours_left, hours_used, spent
 from optimizer.study import Proposal
 from schema.campaign import Budget
 from schema.errors import NotFoundError
-from schema.findings import PAIRED_TEST, Decision, GateVerdict, Hypothesis, Prediction, RefusedProposal
+from schema.findings import Decision, GateVerdict, Hypothesis, Prediction, RefusedProposal
 from schema.parameters import Parameters
 from schema.runs import RunHistory, refusal_uid, run_uid
 from tasks.claims import Claim
@@ -185,7 +185,7 @@ def _refuse(context: Context, proposal: Proposal, verdict: GateVerdict, predicti
 def _finished(context: Context) -> list[RunHistory]:
     """The campaign's own runs: halves of a test are asked for beside its budget."""
     ended = [h for h in context.store.history(context.name) if h.run.finished_at is not None]
-    return [h for h in ended if h.run.verdict is None or h.run.verdict.rule != PAIRED_TEST]
+    return [h for h in ended if not h.run.is_half]
 
 
 def _spent(context: Context, budget: Budget) -> str | None:

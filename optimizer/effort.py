@@ -41,13 +41,15 @@ class Effort:
         """Places of the prompts that are enough for an epoch, spread over the suite; empty where all are due.
 
         All are due in a run's first epoch, which the few are compared with later; where no finished run tells
-        what is still gained; and where the epoch may come near the best run.
+        what is still gained; where the epoch may come near the best run; and in a half of a paired test.
 
         Args:
             epoch: about to be drawn, from 1.
         """
         count = self.settings.few_prompts
-        if count >= self.prompts or not self._whole() or self._chance(epoch) >= self.settings.min_chance:
+        if self.run.run.is_half or count >= self.prompts or not self._whole():
+            return ()
+        if self._chance(epoch) >= self.settings.min_chance:
             return ()
         return tuple(int(i) for i in np.linspace(0, self.prompts - 1, count).round())
 

@@ -189,7 +189,9 @@ def _negative_log_likelihood(theta: Array, squares: Array, target: Array, weight
     n = len(target)
     covariance = amplitude * correlation
     covariance.flat[:: n + 1] += noise / weight + _JITTER
-    factor, _ = lapack.dpotrf(covariance, lower=1)
+    factor, fault = lapack.dpotrf(covariance, lower=1)
+    if fault:
+        raise np.linalg.LinAlgError("the covariance of the past runs is not positive definite")
     half, _ = lapack.dpotri(factor, lower=1)  # the inverse's lower half, at a fraction of a solve's cost
     inverse = np.tril(half) + np.tril(half, -1).T
     alpha = inverse @ target

@@ -137,7 +137,7 @@ class Outlook:
 def should_stop(
     run: RunHistory, history: Sequence[RunHistory], settings: StoppingSettings, total_epochs: int
 ) -> str | None:
-    """Why a trial should end now, as a sentence, or None to go on.
+    """Why a trial should end now, as a sentence, or None to go on; a half of a paired test always goes on.
 
     Args:
         run: the trial with its measured epochs so far.
@@ -145,6 +145,8 @@ def should_stop(
         settings: how sure one must be, and of what.
         total_epochs: epochs the trial was planned for.
     """
+    if run.run.is_half:
+        return None
     reason = Outlook(history, total_epochs).stop(run.curve, settings)
     if reason is None or not settings.objectives:
         return reason

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, computed_field, model_validator
 
 from schema.base import Frozen
-from schema.findings import Diagnosis, GateVerdict, Prediction
+from schema.findings import PAIRED_TEST, Diagnosis, GateVerdict, Prediction
 from schema.parameters import PARAMETERS, Parameters, ParameterValue
 
 _NAMESPACE = uuid.UUID("7c1c2f0e-5f0c-4d0e-9d2a-6b1b6f6f6c01")
@@ -278,6 +278,11 @@ class TrainingRun(Frozen):
     sources: dict[str, str] = Field({}, description="where each value of an imported run was read")
     started_at: datetime
     finished_at: datetime | None = None
+
+    @property
+    def is_half(self) -> bool:
+        """True for a half of a paired test, which must be as long and as well measured as the other one."""
+        return self.verdict is not None and self.verdict.rule == PAIRED_TEST
 
 
 class RunHistory(Frozen):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,11 @@ from scipy.stats import beta, binom
 
 from schema.runs import PictureMetrics, PictureVote
 
+Checkpoint = tuple[uuid.UUID, int]
+"""Identity of a run, and an epoch of it."""
+
 _LEVEL = 0.05
+_OTHER = {"first": "second", "second": "first", "tie": "tie"}
 _MEASURES = ("overall", "colour", "style", "background_accuracy", "hair_accuracy", "crown_accuracy", "pixel_art_purity")
 
 
@@ -109,6 +114,18 @@ class VoteCount:
         if self.p_value > _LEVEL:
             return None
         return "second" if self.second > self.first else "first"
+
+
+def votes_between(votes: Sequence[PictureVote], first: Checkpoint, second: Checkpoint) -> list[PictureVote]:
+    """The newest vote on each picture between two checkpoints, told as if `first` had been named first."""
+    known = {}
+    for vote in sorted(votes, key=lambda v: v.created_at):
+        sides = (vote.run_uid, vote.epoch_number), (vote.other_run_uid, vote.other_epoch_number)
+        if sides == (first, second):
+            known[vote.picture] = vote
+        elif sides == (second, first):
+            known[vote.picture] = vote.changed(choice=_OTHER[vote.choice])
+    return list(known.values())
 
 
 def count_votes(votes: Sequence[PictureVote]) -> VoteCount:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from optimizer.effort import Effort
 from schema.campaign import EffortSettings
+from schema.findings import PAIRED_TEST, Decision, GateVerdict
 from schema.runs import EpochMetrics, RunHistory
 from tests.optimizer.worlds import a_run, picture
 
@@ -24,6 +26,14 @@ def suite(*overall: float, share: float = 1.0) -> EpochMetrics:
 def effort(epochs: Sequence[EpochMetrics], history: Sequence[RunHistory] = HISTORY, few: int = 4) -> Effort:
     run = a_run(50, {"max_train_epochs": 5}, epochs=epochs)
     return Effort(EffortSettings(few_prompts=few), run, history, 5, PROMPTS, SEEDS)
+
+
+def test_a_half_of_a_paired_test_is_measured_as_well_as_the_other() -> None:
+    hopeless = effort([suite(*[4.0] * PROMPTS)])
+    verdict = GateVerdict(decision=Decision.RUN, reason="half of a test", rule=PAIRED_TEST)
+    half = hopeless.run.model_copy(update={"run": hopeless.run.run.changed(verdict=verdict)})
+    assert hopeless.few(2)
+    assert replace(hopeless, run=half).few(2) == ()
 
 
 def test_a_few_prompts_over_the_whole_suite_where_the_epoch_cannot_win() -> None:

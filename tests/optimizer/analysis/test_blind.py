@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, wilcoxon
 
-from optimizer.analysis.blind import VoteCount, compare_measures, count_votes
+from optimizer.analysis.blind import VoteCount, compare_measures, count_votes, votes_between
 from schema.runs import PictureVote, run_uid, vote_uid
 from tests.optimizer.worlds import START, picture
 
@@ -82,3 +83,16 @@ def test_votes_are_a_binomial() -> None:
     assert nothing.better is None
     assert math.isnan(nothing.share)
     assert (nothing.low, nothing.high) == (0.0, 1.0)
+
+
+def test_the_newest_vote_on_a_picture_counts_whichever_side_was_named_first() -> None:
+    def vote(one: uuid.UUID, other: uuid.UUID, choice: str, hours: int, epoch: int = 1) -> PictureVote:
+        return PictureVote.model_validate({
+            "uid": vote_uid(one, 1, other, epoch, "green"), "run_uid": one, "epoch_number": 1, "other_run_uid": other,
+            "other_epoch_number": epoch, "picture": "green", "choice": choice,
+            "created_at": START + timedelta(hours=hours),
+        })  # fmt: skip
+
+    cast = [vote(A, B, "first", 1), vote(B, A, "first", 2), vote(A, B, "tie", 3, epoch=2)]
+    assert [v.choice for v in votes_between(cast, (A, 1), (B, 1))] == ["second"]
+    assert [v.choice for v in votes_between(cast[:1], (B, 1), (A, 1))] == ["second"]
