@@ -82,10 +82,6 @@ def measure(url: str, runs: int) -> dict[str, Any]:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(_FILL, [json.dumps({f"parameter_{n}": n for n in range(60)}), runs])
         connection.execute(_EPOCHS, [EpochMetrics(mean=_PICTURE, pictures=(_PICTURE,) * 4).model_dump_json()])
-        for name in ("training_runs", "epoch_results"):  # all of it was written long ago
-            connection.execute(f"alter table {name} disable trigger {name}_changed".encode())
-            connection.execute(f"update {name} set changed_at = now() - interval '1 day'".encode())
-            connection.execute(f"alter table {name} enable trigger {name}_changed".encode())
         connection.execute("vacuum analyze training_runs")
         connection.execute("vacuum analyze epoch_results")
         counted = {

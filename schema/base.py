@@ -12,10 +12,21 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from schema.errors import ConfigError
 
 
+_NAMES: dict[frozenset[str], set[str]] = {}
+
+
 class Frozen(BaseModel):
     """Base of all records: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Share the set of given fields' names with all records that have the same.
+
+        Each would else hold its own, which takes as much memory as all values of an epoch together.
+        """
+        names = self.model_fields_set
+        object.__setattr__(self, "__pydantic_fields_set__", _NAMES.setdefault(frozenset(names), names))
 
     def changed(self, **values: Any) -> Self:
         """A copy with some fields replaced, validated again."""

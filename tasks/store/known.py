@@ -1,7 +1,8 @@
 """The history of all runs, read once and then kept up with what has changed.
 
-Every decision asks for all runs ever. The tables note when a row was last changed, so only rows since the last look
-come over the wire; that some were deleted shows in the number of rows, and then all are read again.
+Every decision asks for all runs ever. Each row notes the transaction that last changed it, and a look asks for those
+that were not yet over at the look before: only what is new comes over the wire, and nothing is missed however long
+another writer takes. That some were deleted shows in the number of rows, and then all are read again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterable
-from datetime import datetime, timedelta
 
 from schema.runs import EpochResult, RunHistory, TrainingRun
 from tasks.store.rows import records
@@ -18,9 +18,6 @@ from tasks.store.tables import Row, Tables
 RUN = tuple(TrainingRun.model_fields)
 EPOCH = tuple(EpochResult.model_fields)
 
-_OPEN = timedelta(minutes=5)
-"""A row shows only when its transaction ends: the longest that one of another writer may take."""
-
 
 class KnownHistory:
     """Safe from several threads. Raises what `Tables` raises; what is known then stays as it was."""
@@ -28,7 +25,7 @@ class KnownHistory:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         self._lock = threading.Lock()
-        self._seen: datetime | None = None
+        self._seen: str | None = None
         self._runs: dict[uuid.UUID, TrainingRun] = {}
         self._epochs: dict[uuid.UUID, dict[uuid.UUID, EpochResult]] = {}
         self._whole: dict[uuid.UUID, RunHistory] = {}
@@ -54,16 +51,16 @@ class KnownHistory:
         return [RunHistory(run=run, epochs=in_order(epochs.get(run.uid, ()))) for run in by_start(runs)]
 
     def _update(self) -> None:
-        (size,) = self._tables.call("history_size", {}, ("runs", "epochs", "at"))
-        self._take(None if self._seen is None else self._seen - _OPEN)
+        (size,) = self._tables.call("history_size", {}, ("runs", "epochs", "horizon"))
+        self._take(self._seen)
         if (len(self._runs), sum(map(len, self._epochs.values()))) != (size["runs"], size["epochs"]):
             self._runs, self._epochs, self._whole = {}, {}, {}  # some were deleted
             self._take(None)
-        self._seen = datetime.fromisoformat(str(size["at"]))
+        self._seen = size["horizon"]
 
-    def _take(self, since: datetime | None) -> None:
-        """Take over what was changed since a time of the database's clock, or everything."""
-        asked = {"since": None if since is None else since.isoformat()}
+    def _take(self, since: str | None) -> None:
+        """Take over what was changed from a transaction on, or everything."""
+        asked = {"since": since}
         runs = records(TrainingRun, self._tables.call("runs_changed_since", asked, RUN))
         epochs = records(EpochResult, self._tables.call("epochs_changed_since", asked, EPOCH))
         for run in runs:

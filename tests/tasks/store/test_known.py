@@ -56,12 +56,22 @@ def test_only_what_changed_is_read_again(postgres_url: str) -> None:
     store = PostgresStore(postgres_url)
     for number in range(3):
         store.save_run(make_run(number))
-    with psycopg.connect(postgres_url, autocommit=True) as connection:  # all long ago
-        connection.execute("alter table training_runs disable trigger training_runs_changed")
-        connection.execute("update training_runs set changed_at = now() - interval '1 hour'")
-        connection.execute("alter table training_runs enable trigger training_runs_changed")
     before = {h.run.uid: h for h in store.history()}
     store.save_run(make_run(1).changed(quality=7.0))
     after = {h.run.uid: h for h in store.history()}
     assert [uid for uid in after if after[uid] is not before[uid]] == [make_run(1).uid]
     store.close()
+
+
+def test_what_another_writer_has_not_yet_ended_is_not_missed(postgres_url: str) -> None:
+    reader, writer = PostgresStore(postgres_url), PostgresStore(postgres_url)
+    for number in range(2):
+        writer.save_run(make_run(number))
+    with psycopg.connect(postgres_url) as slow:
+        slow.execute("update training_runs set quality = 7 where number = 0")
+        assert [h.run.quality for h in reader.history()] == [make_run(0).quality, make_run(1).quality]
+        writer.save_run(make_run(1).changed(quality=8.0))  # later, and ends sooner
+        assert [h.run.quality for h in reader.history()] == [make_run(0).quality, 8.0]
+    assert [h.run.quality for h in reader.history()] == [7.0, 8.0]
+    reader.close()
+    writer.close()

@@ -67,8 +67,8 @@ select from human_ratings where run_uid = gen_random_uuid() order by epoch_numbe
 select from picture_votes where run_uid = gen_random_uuid() and epoch_number = 1;
 select from picture_votes where other_run_uid = gen_random_uuid();
 select from artifacts where run_uid = gen_random_uuid() order by epoch_number;
-select from training_runs where changed_at >= now();
-select from epoch_results where changed_at >= now();
+select from training_runs where changed_in >= '7';
+select from epoch_results where changed_in >= '7';
 """
 
 
