@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schema.errors import ConfigError
 
-
 _NAMES: dict[frozenset[str], set[str]] = {}
 
 

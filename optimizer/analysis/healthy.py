@@ -36,6 +36,7 @@ class Departure:
         size: how far outside, in spans that a search has (`schema.taxonomy`); 1 for a value of no scale.
         high: above them; None for a value of no scale.
         usual: what they have, as values.
+        runs: how many of them have any; the others make no use of the parameter.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Departure:
     size: float
     high: bool | None
     usual: tuple[ParameterValue, ...]
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,10 @@ class Healthy:
     # What many runs are held against is worked out once.
     @functools.cached_property
     def _usual(self) -> dict[str, tuple[ParameterValue, ...]]:
-        """By parameter, the different values that they have."""
+        """By parameter, the value that each of them has."""
         theirs = [scaled(h) for h in self.runs]
         names = dict.fromkeys(name for other in theirs for name in other)
-        return {name: tuple(dict.fromkeys(other.get(name) for other in theirs)) for name in names}
+        return {name: tuple(other.get(name) for other in theirs) for name in names}
 
     @functools.cached_property
     def _usual_alphas(self) -> dict[str, list[float]]:
@@ -157,13 +159,15 @@ def _departure(name: str, value: ParameterValue, usual: tuple[ParameterValue, ..
         return None
     numbers, number = [n for n in map(_number, usual) if n is not None], _number(value)
     if number is None or not numbers:
-        return None if value is None or name == "num_images" else Departure(name, value, 1.0, None, usual)
+        if value is None or name == "num_images":
+            return None
+        return Departure(name, value, 1.0, None, tuple(dict.fromkeys(usual)), len(usual))
     low, high = min(numbers), max(numbers)
     if low <= number <= high:
         return None
     above = number > high
     size = _spans(name, number, high if above else low)
-    return Departure(name, value, size, above, tuple(sorted(numbers)))
+    return Departure(name, value, size, above, tuple(sorted(numbers)), len(numbers))
 
 
 def _number(value: ParameterValue) -> float | None:

@@ -145,11 +145,18 @@ def _departed(d: Departure, healthy: Healthy) -> _Suspect:
     return _Suspect(
         LikelyCause(
             factor=factor, category=str(spec.category),
-            sentence=f"{d.name}{ratio} = {text_of(d.value)} where {len(healthy.runs)} healthy runs have {usual}",
+            sentence=f"{d.name}{ratio} = {text_of(d.value)} where {_of_whom(d, healthy)} {usual}",
             recommendation=mend, confidence=0.0, evidence=tuple(h.run.run_name for h in healthy.runs[:5]),
         ),
         0.0 if number and d.high else odds, explains, d.size >= _FAR,
     )  # fmt: skip
+
+
+def _of_whom(d: Departure, healthy: Healthy) -> str:
+    """Whom a departure is held against, as '6 healthy runs have'."""
+    if d.runs == len(healthy.runs):
+        return f"{d.runs} healthy runs have"
+    return f"the {d.runs} healthy runs that use it have" if d.runs > 1 else "the one healthy run that uses it has"
 
 
 def _there(d: Departure) -> str:

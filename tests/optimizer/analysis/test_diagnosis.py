@@ -84,6 +84,16 @@ def test_parameters_that_changed_together_are_never_blamed_singly() -> None:
     assert "changed together" in found.cause
 
 
+def test_healthy_runs_that_make_no_use_of_a_parameter_are_not_said_to_have_a_value_of_it() -> None:
+    unused = [{"shuffle_caption": False, "keep_tokens": 0}] * 2
+    used = [{"shuffle_caption": True, "keep_tokens": n} for n in (1, 2)]
+    healthy = [a_run(i, SPACE.complete(p), 80.0) for i, p in enumerate((*unused, *used))]
+    ill = a_run(9, SPACE.complete({"shuffle_caption": True, "keep_tokens": 0}), 20.0)
+    (found,) = diagnose_run(ill, healthy, SPACE)
+    sentences = [cause.sentence for cause in found.causes if cause.factor == "keep_tokens"]
+    assert sentences == ["keep_tokens = 0 where the 2 healthy runs that use it have 1 to 2"]
+
+
 def test_an_issue_that_others_outgrew_is_normal_for_the_epoch() -> None:
     early, late = metrics(30.0, background_accuracy=20.0), metrics(70.0)
     history = [a_run(i, SPACE.complete({"network_dim": 8 + i}), epochs=[early, early, late, late]) for i in range(4)]
