@@ -27,6 +27,8 @@ from tasks.home import copy_atomically
 def analysis(campaign: str, campaign_file: str, home: str, number: int | None = None) -> None:
     """Learn from the history and show it; `number` is the trial that has just ended."""
     context = open_campaign(campaign_file, home)
+    for changed in keep_diagnoses(context):
+        note_trial(context, changed)
     found = learn(context)
     context.store.save_analysis(found)
     keep_hypotheses(context, found.hypotheses)
@@ -36,6 +38,24 @@ def analysis(campaign: str, campaign_file: str, home: str, number: int | None = 
         context.store.save_parameter_analysis(run.uid, found.effects)
         note_trial(context, run)
     show(context, found)
+
+
+def keep_diagnoses(context: Context) -> list[TrainingRun]:
+    """Hold what was said of the campaign's ended runs against what is known now: later runs show what it was.
+
+    Returns:
+        The runs of which something else is said now.
+    """
+    history, audit = context.store.history(), audited(context)
+    again = []
+    for earlier in history:
+        if earlier.run.campaign != context.name or earlier.run.finished_at is None:
+            continue
+        run = earlier.run.diagnosed(diagnose_run(earlier, history, context.space, audit))
+        if run != earlier.run:
+            context.store.save_run(run)
+            again.append(run)
+    return again
 
 
 def keep_hypotheses(context: Context, proposals: Sequence[Hypothesis]) -> None:

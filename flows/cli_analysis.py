@@ -129,6 +129,4 @@ def diagnose(
 
 def _told(run: RunHistory, found: list[Diagnosis]) -> RunHistory:
     """The run with these diagnoses instead of those that were made when it ended."""
-    steps = tuple(dict.fromkeys(d.recommendation for d in found))
-    again = run.run.changed(root_cause_diagnosis=tuple(found), recommended_next_steps=steps)
-    return run.model_copy(update={"run": again})
+    return run.model_copy(update={"run": run.run.diagnosed(found)})

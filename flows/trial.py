@@ -144,12 +144,7 @@ def _finish(context: Context, run: TrainingRun) -> str:
     run = _with_best(run, epochs)
     ended = RunHistory(run=run, epochs=epochs)
     diagnoses = diagnose_run(ended, context.store.history(), context.space, audited(context))
-    run = run.changed(
-        status=RunStatus.FINISHED,
-        finished_at=datetime.now(UTC),
-        root_cause_diagnosis=diagnoses,
-        recommended_next_steps=tuple(dict.fromkeys(d.recommendation for d in diagnoses)),
-    )
+    run = run.diagnosed(diagnoses).changed(status=RunStatus.FINISHED, finished_at=datetime.now(UTC))
     context.store.save_run(run)
     _settle(context, run, epochs)
     outcome = run.outcome or Outcome.CRASHED

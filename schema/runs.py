@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -278,6 +279,11 @@ class TrainingRun(Frozen):
     sources: dict[str, str] = Field({}, description="where each value of an imported run was read")
     started_at: datetime
     finished_at: datetime | None = None
+
+    def diagnosed(self, found: Sequence[Diagnosis]) -> TrainingRun:
+        """The run with these diagnoses, and what they recommend, in place of earlier ones."""
+        steps = tuple(dict.fromkeys(diagnosis.recommendation for diagnosis in found))
+        return self.changed(root_cause_diagnosis=tuple(found), recommended_next_steps=steps)
 
     @property
     def is_half(self) -> bool:

@@ -168,6 +168,10 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
     ),
 }
 
+OWN_RATE = ("Prodigy", "DAdaptAdam", "DAdaptLion", "DAdaptAdaGrad", "DAdaptSGD")
+"""Optimizers that find the learning rate: what is set, usually 1, only multiplies it."""
+
+_RATES = ("learning_rate", "unet_lr", "text_encoder_lr")
 _CONFIDENT = 0.4
 _GUESS = 0.2
 
@@ -177,7 +181,7 @@ def general_cause(issue: str, parameters: Parameters, audit: DataAudit | None = 
 
     What the audit of the data would have found, and did not, is left out.
     """
-    full = active(parameters)
+    full = judged(parameters)
     found = {finding.check for finding in audit.findings} if audit is not None else None
     for experience in _GENERAL[issue]:
         if experience.unless_audited is not None and found is not None and experience.unless_audited not in found:
@@ -190,3 +194,9 @@ def general_cause(issue: str, parameters: Parameters, audit: DataAudit | None = 
             text = f"{experience.cause} ({rule.left} = {text_of(value)}; general experience)"
             return Cause(text, experience.recommendation, _CONFIDENT)
     raise AssertionError(f"{issue} has no experience without a condition")
+
+
+def judged(parameters: Parameters) -> Parameters:
+    """The effective parameters of which experience says something; the others are None."""
+    full = active(parameters)
+    return full | dict.fromkeys(_RATES) if full["optimizer_type"] in OWN_RATE else full

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from optimizer.analysis.experience import judged
 from optimizer.analysis.healthy import ALPHAS, Departure, Healthy
 from optimizer.rules import Rule, text_of
-from optimizer.space import active
 from schema.findings import DataAudit, Level, LikelyCause
 from schema.parameters import PARAMETERS
 from schema.runs import RunHistory
@@ -38,11 +38,15 @@ class _Risk:
     sentence: str
     mend: str
     odds: float
+    explains: frozenset[str] | None = None
+    clear: bool = True
 
 
 _RISKS = (
+    _Risk("learning_rate", ("learning_rate >= 0.005",), "so high a learning rate destroys what the base model knew",
+          "lower learning_rate tenfold", 0.5, BLOWN_UP, clear=False),
     _Risk("keep_tokens", ("shuffle_caption == true", "keep_tokens == 0"),
-          "shuffling moves the first tag, as keep_tokens is 0", "set keep_tokens = 1", 0.6),
+          "shuffling moves the first tag", "set keep_tokens = 1", 0.6),
     _Risk("color_aug", ("color_aug == true",),
           "random colour shifts spoil exact colours", "set color_aug = false", 0.8),
     _Risk("noise_offset", ("noise_offset > 0.2",), "so high a noise offset shifts flat colours",
@@ -178,15 +182,17 @@ def _of_risks(run: RunHistory, healthy: Healthy) -> Iterator[_Suspect]:
         rules = [Rule.parse(text) for text in risk.rules]
         if not _meets(run, rules) or sum(_meets(h, rules) for h in healthy.runs) >= _ABSOLVED:
             continue
+        value = text_of(run.run.all_parameters.get(risk.factor, PARAMETERS[risk.factor].default))
         cause = LikelyCause(
             factor=risk.factor, category=str(PARAMETERS[risk.factor].category),
-            sentence=f"{risk.sentence} (general experience)", recommendation=risk.mend, confidence=0.0,
+            sentence=f"{risk.sentence} ({risk.factor} = {value}; general experience)", recommendation=risk.mend,
+            confidence=0.0,
         )  # fmt: skip
-        yield _Suspect(cause, risk.odds, None)
+        yield _Suspect(cause, risk.odds, risk.explains, risk.clear)
 
 
 def _meets(run: RunHistory, rules: Sequence[Rule]) -> bool:
-    used = active(run.run.all_parameters)
+    used = judged(run.run.all_parameters)
     return all(used[rule.left] is not None and rule.holds(used) for rule in rules)
 
 

@@ -66,6 +66,25 @@ def test_without_history_general_experience_is_named_as_such() -> None:
     assert found.confidence < 0.5
 
 
+COLLAPSED = metrics(colour=0.0, photorealism=90.0, edge_sharpness=10.0, background_accuracy=0.0)
+
+
+def test_without_history_a_destroyed_model_is_laid_at_the_learning_rate_and_not_at_captions() -> None:
+    setting = SPACE.complete({"learning_rate": 0.05, "shuffle_caption": True, "keep_tokens": 0})
+    found = diagnose_run(a_run(0, setting, epochs=[COLLAPSED]), [], SPACE)
+    assert blamed(found)[0].factor == "learning_rate"
+    assert "learning_rate = 0.05" in found[0].cause
+    assert "general experience" in found[0].cause
+
+
+def test_a_rate_of_one_is_what_optimizers_that_find_their_own_are_given() -> None:
+    setting = SPACE.complete({"optimizer_type": "Prodigy", "learning_rate": 1.0})
+    (found,) = diagnose_run(a_run(0, setting, outcome=Outcome.DIVERGED), [], SPACE)
+    assert "learning_rate = 1" not in found.cause
+    assert all(cause.factor != "learning_rate" for cause in found.causes)
+    assert diagnose_run(a_run(0, setting, 70.0), [], SPACE) == ()
+
+
 def test_runs_on_other_data_are_no_evidence() -> None:
     history = ranked([8, 16, 24, 32, 64, 96, 128, 12, 80])
     foreign = [RunHistory(run=h.run.changed(dataset="other"), epochs=h.epochs) for h in history[:6]]
