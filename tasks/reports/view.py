@@ -49,12 +49,20 @@ class RunSection:
 
 
 @dataclass(frozen=True)
+class Blamed:
+    """One cause of an issue, and the runs it is blamed for."""
+
+    diagnosis: Diagnosis
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Issue:
-    """One kind of problem over all runs, most frequent first."""
+    """One kind of problem over all runs, with its causes, the surest first."""
 
     name: str
     runs: tuple[str, ...]
-    diagnosis: Diagnosis
+    causes: tuple[Blamed, ...]
 
 
 @dataclass(frozen=True)
@@ -170,15 +178,22 @@ def _seconds(history: RunHistory) -> float:
 
 
 def _issues(history: Sequence[RunHistory]) -> list[Issue]:
+    """What went wrong, most frequent first; what good runs show as well did not."""
     found: dict[str, list[tuple[str, Diagnosis]]] = defaultdict(list)
     for each in history:
         for diagnosis in each.run.root_cause_diagnosis:
-            found[diagnosis.issue].append((each.run.run_name, diagnosis))
-    issues = [
-        Issue(name, tuple(dict.fromkeys(run for run, _ in hits)), max((d for _, d in hits), key=lambda d: d.confidence))
-        for name, hits in found.items()
-    ]
+            if not diagnosis.normal_for_epoch:
+                found[diagnosis.issue].append((each.run.run_name, diagnosis))
+    issues = [Issue(name, tuple(dict.fromkeys(run for run, _ in hits)), _causes(hits)) for name, hits in found.items()]
     return sorted(issues, key=lambda issue: (-len(issue.runs), issue.name))
+
+
+def _causes(hits: Sequence[tuple[str, Diagnosis]]) -> tuple[Blamed, ...]:
+    by_cause: dict[tuple[str, str], list[tuple[str, Diagnosis]]] = defaultdict(list)
+    for name, diagnosis in hits:
+        by_cause[diagnosis.cause, diagnosis.recommendation].append((name, diagnosis))
+    causes = [Blamed(same[0][1], tuple(name for name, _ in same)) for same in by_cause.values()]
+    return tuple(sorted(causes, key=lambda cause: -cause.diagnosis.confidence))
 
 
 def _in_order(effects: Sequence[ParameterEffect]) -> list[ParameterEffect]:

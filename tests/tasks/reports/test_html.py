@@ -65,6 +65,20 @@ def test_headline_and_findings_are_told(page: Page) -> None:
         assert text in " ".join(page.text.split()), text
 
 
+def test_each_cause_of_an_issue_stands_with_its_own_runs(tmp_path: Path) -> None:
+    ranks = {"cause": "network_dim = 128", "recommendation": "lower it"}
+    normal = factory.diagnosis("blurred", normal_for_epoch=True)
+    told = [
+        (factory.diagnosis(**ranks, confidence=0.6),), (factory.diagnosis(), normal),
+        (factory.diagnosis(**ranks, confidence=0.6),),
+    ]  # fmt: skip
+    runs = [factory.history(n, (50.0,), root_cause_diagnosis=found) for n, found in enumerate(told)]
+    text = " ".join(write(tmp_path, runs).text.split())
+    assert "wrong background in 3 runs night-001: Background and hair" in text
+    assert "night-000, night-002: network_dim = 128 (60 % sure) → lower it" in text
+    assert "blurred in" not in text
+
+
 def test_sheets_are_whole_pictures_with_their_size(page: Page) -> None:
     images = page.all("img")
     assert len(images) == 1 + 5 + (5 + 5 + 3 + 2)  # the base model, the best run, and each other run in its section
