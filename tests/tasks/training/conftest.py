@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from schema.parameters import ParameterValue, with_defaults
-from tasks.training.config import write_config
+from tasks.training.config import TrainingConfig, write_config
 
 SMALL: dict[str, ParameterValue] = {
     "network_dim": 2, "network_alpha": 2, "conv_dim": 2, "learning_rate": 1e-3, "max_train_epochs": 2,
@@ -41,3 +41,17 @@ def trial(tmp_path: Path, tiny_model: Path, dataset: Path) -> Callable[..., Path
         return folder / "trial.toml"
 
     return write
+
+
+@pytest.fixture
+def configuration(tmp_path: Path, dataset: Path) -> Callable[..., TrainingConfig]:
+    """A trial for sd-scripts with some parameters changed."""
+
+    def build(**changes: ParameterValue) -> TrainingConfig:
+        parameters = with_defaults({"max_train_epochs": 3, "train_batch_size": 3, **changes})
+        return TrainingConfig(
+            pretrained_model_name_or_path="runwayml/stable-diffusion-v1-5", train_data_dir=dataset,
+            output_dir=tmp_path / "trial" / "checkpoints", output_name="px", parameters=parameters,
+        )  # fmt: skip
+
+    return build

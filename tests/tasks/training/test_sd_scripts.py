@@ -16,7 +16,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ import psutil  # type: ignore[import-untyped]  # its stubs are a package of thei
 import pytest
 
 from schema.errors import ConfigError
-from schema.parameters import PARAMETERS, Parameter, ParameterValue, with_defaults
+from schema.parameters import ParameterValue
 from schema.runs import Outcome
 from tasks.training import sd_scripts
 from tasks.training.config import TrainingConfig
@@ -41,7 +40,7 @@ from tasks.training.events import (
     StoppedEvent,
     read_events,
 )
-from tasks.training.sd_scripts import SdScriptsProcess, is_complete, write_tomls
+from tasks.training.sd_scripts import SdScriptsProcess, is_complete
 
 SCRIPT = """
 import json, math, os, subprocess, sys, time, tomllib, zipfile
@@ -147,18 +146,6 @@ def checkout(tmp_path: Path, *ways: str) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "train_network.py").write_text(SCRIPT.format(ways=ways), "utf-8")
     return folder
-
-
-@pytest.fixture
-def configuration(tmp_path: Path, dataset: Path) -> Callable[..., TrainingConfig]:
-    def build(**changes: ParameterValue) -> TrainingConfig:
-        parameters = with_defaults({"max_train_epochs": 3, "train_batch_size": 3, **changes})
-        return TrainingConfig(
-            pretrained_model_name_or_path="runwayml/stable-diffusion-v1-5", train_data_dir=dataset,
-            output_dir=tmp_path / "trial" / "checkpoints", output_name="px", parameters=parameters,
-        )  # fmt: skip
-
-    return build
 
 
 @pytest.fixture
@@ -442,75 +429,6 @@ def test_a_folder_without_sd_scripts_is_named(tmp_path: Path, configuration: Cal
     folder = checkout(tmp_path)
     with pytest.raises(ConfigError, match="nowhere is no program"):
         SdScriptsProcess(configuration(), tmp_path, "cpu", 1, folder, tmp_path / "nowhere")
-
-
-def tomls(config: TrainingConfig, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    write_tomls(config, folder / "train.toml", folder / "dataset.toml")
-    first, second = ((folder / name).read_text("utf-8") for name in ("train.toml", "dataset.toml"))
-    return tomllib.loads(first), tomllib.loads(second)
-
-
-def test_parameters_are_written_in_kohyas_words(
-    configuration: Callable[..., TrainingConfig], tmp_path: Path, dataset: Path
-) -> None:
-    config = configuration(
-        network_dim=8, conv_dim=4, conv_alpha=2, weight_decay=0.02, optimizer_type="Adafactor", lr_warmup_steps=20,
-        lr_scheduler="cosine", num_repeats=4, keep_tokens=2, resolution=64, max_token_length=150,
-    )  # fmt: skip
-    train, data = tomls(config, tmp_path)
-    assert train["network_module"] == "networks.lora"
-    assert train["network_args"] == ["conv_dim=4", "conv_alpha=2.0"]
-    assert train["optimizer_args"][0] == "weight_decay=0.02"
-    assert "relative_step=False" in train["optimizer_args"]  # or kohya ignores learning_rate
-    assert train["lr_warmup_steps"] == 20
-    assert isinstance(train["lr_warmup_steps"], int)  # a float would be a share of all steps
-    assert train["max_token_length"] == 150
-    assert train["save_state"]
-    assert data["general"]["batch_size"] == 3
-    assert data["general"]["resolution"] == 64
-    assert data["general"]["keep_tokens"] == 2
-    assert data["general"]["resize_interpolation"] == "nearest"
-    subset = {"image_dir": str(dataset), "num_repeats": 4, "is_reg": False, "alpha_mask": False}
-    assert data["datasets"] == [{"subsets": [subset]}]
-
-
-def test_a_share_stays_a_share_and_what_is_off_is_left_out(
-    configuration: Callable[..., TrainingConfig], tmp_path: Path
-) -> None:
-    train, data = tomls(configuration(lr_warmup_steps=0.1, lr_scheduler="cosine"), tmp_path)
-    assert train["lr_warmup_steps"] == 0.1
-    assert train["network_args"] == []
-    assert "max_token_length" not in train  # 75 is none of kohya's choices
-    assert data["general"]["resolution"] == 512
-
-
-def test_kohyas_folders_keep_their_repeats(
-    configuration: Callable[..., TrainingConfig], tmp_path: Path, dataset: Path
-) -> None:
-    shutil.copytree(dataset, tmp_path / "data" / "3_girl")
-    shutil.copytree(dataset, tmp_path / "reg" / "1_girl")
-    config = configuration(num_repeats=2)
-    _, data = tomls(config.changed(train_data_dir=tmp_path / "data", reg_data_dir=tmp_path / "reg"), tmp_path)
-    found = [(Path(s["image_dir"]).parent.name, s["num_repeats"], s["is_reg"]) for s in data["datasets"][0]["subsets"]]
-    assert found == [("data", 6, False), ("reg", 1, True)]
-
-
-def test_no_parameter_is_dropped_in_silence(configuration: Callable[..., TrainingConfig], tmp_path: Path) -> None:
-    labels = {"caption_version", "caption_complexity"}
-    renamed = {"train_batch_size": "batch_size"}
-    settable = [p for p in PARAMETERS.values() if not p.derived and p.name not in labels]
-
-    def set_value(spec: Parameter) -> ParameterValue:
-        word = spec.choices[-1] if spec.choices else "1" if spec.name.endswith("multiplier") else "a=1"
-        values: dict[str, ParameterValue] = {"int": int(spec.low or 0) + 1, "float": 0.5, "bool": True, "str": word}
-        return values[spec.kind]
-
-    odd = {p.name: set_value(p) for p in settable}
-    config = configuration(**{**odd, "max_token_length": 150})
-    train, data = tomls(config, tmp_path)
-    words = json.dumps([train, data])
-    for spec in settable:
-        assert f'"{renamed.get(spec.name, spec.name)}' in words, spec.name
 
 
 def test_what_is_printed_just_before_the_end_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
