@@ -85,17 +85,16 @@ def experiments_view(hypotheses: Sequence[Hypothesis]) -> RenderableType:
         return Text("No experiment is proposed yet: they come with the analysis after a trial.")
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 1, 0))
     table.add_column("#", justify="right")
-    table.add_column("change against the best run", overflow="fold")
-    table.add_column("expected", justify="right")
-    table.add_column("why", ratio=1)
+    table.add_column("change against the best run")
     for h in sorted(hypotheses, key=lambda h: h.priority):
-        expected = (
-            f"{wording.score(h.expected.quality)} ({wording.signed(h.gain)})\n"
-            f"{wording.interval(h.expected.low, h.expected.high)}"
+        facts = (
+            f"expected {wording.score(h.expected.quality)} ({wording.signed(h.gain)}), "
+            f"{wording.interval(h.expected.low, h.expected.high)}, p(fail) {wording.percent(h.expected.p_fail)}"
+            f"{_cost(h)}, {h.state}"
         )
-        facts = f" [{h.state}, p(fail) {wording.percent(h.expected.p_fail)}{_cost(h)}]"
-        why = Text.assemble(h.rationale, (facts, "dim"), *((f"\n{text}", "yellow") for text in h.blockers))
-        table.add_row(Text(str(h.priority)), Text(wording.settings(h.change)), Text(expected), why)
+        blockers = [(f"\n{text}", "yellow") for text in h.blockers]
+        told = Text.assemble((wording.settings(h.change), "cyan"), f"\n{facts}\n", (h.rationale, "dim"), *blockers)
+        table.add_row(Text(str(h.priority)), told)
     return table
 
 

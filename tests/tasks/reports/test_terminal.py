@@ -45,7 +45,7 @@ def test_experiments_come_by_priority_with_their_reasons() -> None:
     text = printed(experiments_view(factory.analysis().hypotheses[::-1]))
     assert text.index("network_dim=8") < text.index("learning_rate=0.0003")
     assert "84.0 (+2.5)" in text
-    assert "[proposed, p(fail) 10 %]" in " ".join(text.split())
+    assert "p(fail) 10 %, proposed" in " ".join(text.split())
     assert "No experiment is proposed yet" in printed(experiments_view([]))
 
 
