@@ -134,8 +134,10 @@ def night_note(context: Context) -> str:
 def _note(context: Context, found: Analysis) -> str:
     from tasks.reports.markdown import campaign_note
 
-    history, refusals = context.store.history(context.name), context.store.refusals(context.name)
-    return campaign_note(history, found, refusals, context.base(), principles_now(context))
+    history = context.store.history(context.name)
+    return campaign_note(
+        history, found, context.services.ledger(context.name, history), context.base(), principles_now(context)
+    )
 
 
 def show(context: Context, found: Analysis) -> Path:
@@ -150,7 +152,6 @@ def show(context: Context, found: Analysis) -> Path:
 
     history, base = context.store.history(context.name), context.base()
     principles = principles_now(context)
-    refusals = context.store.refusals(context.name)
     best = crowned(history, context.space)
     curves = quality_curves(history, base, best.run.run_name if best else None)
     plots = {"quality-by-epoch": curves, "predicted-and-measured": calibration(history)}
@@ -158,4 +159,5 @@ def show(context: Context, found: Analysis) -> Path:
     if best is not None and best.run.best_checkpoint is not None:
         copy_atomically(context.home.inside(best.run.best_checkpoint), context.home.best_lora(context.name))
     report = context.home.report(context.name)
-    return write_report(report, context.name, history, found, refusals, base, context.home.root, principles)
+    ledger = context.services.ledger(context.name, history)
+    return write_report(report, context.name, history, found, ledger, base, context.home.root, principles)

@@ -108,15 +108,20 @@ def status(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_
     with opened_home(home) as services:
         record = services.campaign(campaign)
         history = services.store.history(record.name)
+        ledger = services.ledger(record.name, history)
     from tasks.reports.leaderboard import leaderboard, rich_table
+    from tasks.reports.wording import gate
 
     rows = leaderboard(history)
     if as_json:
-        _json({"campaign": record.name, "status": record.status, "runs": [row.model_dump(mode="json") for row in rows]})
+        told = {"runs": [row.model_dump(mode="json") for row in rows], "gate": ledger.model_dump(mode="json")}
+        _json({"campaign": record.name, "status": record.status, **told})
         return
     reason = f": {record.end_reason}" if record.end_reason else ""
     out.print(f"campaign [bold]{record.name}[/] {record.status}{reason}")
     out.print(rich_table(rows))
+    if gate(ledger):
+        out.print(f"\ngate       {gate(ledger)}", soft_wrap=True)
 
 
 @app.command()

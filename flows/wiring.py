@@ -17,11 +17,13 @@ from flows.blocks import open_settings
 from optimizer.analysis.principles import in_force, scope_of
 from optimizer.gate import Gate
 from optimizer.history import related
+from optimizer.ledger import ledger
 from optimizer.space import Space
 from optimizer.study import CampaignStudy
 from optimizer.surrogate import Surrogate
-from schema.campaign import CampaignFile, load_campaign
+from schema.campaign import Campaign, CampaignFile, load_campaign
 from schema.errors import ConfigError, NotFoundError
+from schema.findings import GateLedger
 from schema.parameters import Parameters
 from schema.prompts import PromptSuite, load_prompts
 from schema.runs import EpochResult, RunHistory, TrainingRun, run_uid
@@ -112,6 +114,12 @@ class Services:
             if name == record.name:
                 return record
         raise NotFoundError(f"no campaign {name} in {self.home.root}: there is {', '.join(c.name for c in known)}")
+
+    def ledger(self, name: str, history: Sequence[RunHistory]) -> GateLedger:
+        """What the gate did to a campaign with these runs."""
+        file = self.campaign(name).settings.get("campaign", {}).get("campaign", {})
+        least = file.get("failed_quality", Campaign.model_fields["failed_quality"].default)
+        return ledger(history, self.store.refusals(name), least)
 
     def revive(self) -> None:
         """Start the database again where it is ours and has died."""

@@ -75,6 +75,21 @@ class RefusedProposal(Frozen):
     created_at: datetime
 
 
+class GateLedger(Frozen):
+    """What the gate did to a campaign."""
+
+    refusals: tuple[RefusedProposal, ...] = Field((), description="in the order of the proposals")
+    audited: tuple[str, ...] = Field((), description="runs made only to check the gate, that have ended")
+    wrong: tuple[str, ...] = Field((), description="those of them that did not fail: the gate was wrong")
+    hours_saved: float | None = Field(None, description="that what was refused would have taken; None: no run ended")
+
+    @property
+    def by_rule(self) -> dict[str, int]:
+        """How many were refused by each rule."""
+        rules = [refusal.verdict.rule for refusal in self.refusals]
+        return {rule: rules.count(rule) for rule in dict.fromkeys(rules)}
+
+
 class LikelyCause(Frozen):
     """What may have made a run worse than healthy ones, and what to do about it."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from schema.findings import Analysis, Principle, RefusedProposal
+from schema.findings import Analysis, GateLedger, Principle
 from schema.runs import EpochResult, RunHistory
 from tasks.home import replace_text
 from tasks.reports import wording
@@ -20,7 +20,7 @@ def write_report(
     campaign: str,
     history: Sequence[RunHistory],
     analysis: Analysis,
-    refusals: Sequence[RefusedProposal],
+    ledger: GateLedger,
     base: EpochResult | None,
     home: Path,
     principles: Sequence[Principle] = (),
@@ -32,7 +32,7 @@ def write_report(
         campaign: name of the campaign.
         history: its runs with their epochs.
         analysis: effects and next experiments.
-        refusals: proposals that the gate refused.
+        ledger: what the gate did.
         base: what the base model draws without a LoRA, if it was measured.
         home: folder in which the paths of the sample sheets start.
         principles: rules of all campaigns on this model and data.
@@ -42,7 +42,7 @@ def write_report(
     """
     from plotly.offline import get_plotlyjs  # takes half a second
 
-    report = build_report(campaign, history, analysis, refusals, base, home)
+    report = build_report(campaign, history, analysis, ledger, base, home)
     # In pieces: as one string a night's page takes memory that the process does not give back.
     page = environment().get_template("report.html.j2").generate(
         r=report, principles=principles, plotly=Markup(get_plotlyjs())
@@ -62,7 +62,7 @@ def environment() -> Environment:
     )
     for function in (
         wording.score, wording.signed, wording.percent, wording.value, wording.settings,
-        wording.p_value, wording.interval, wording.duration, wording.words, wording.count,
+        wording.p_value, wording.interval, wording.duration, wording.words, wording.count, wording.gate,
     ):  # fmt: skip
         environment.filters[function.__name__] = function
     return environment

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from schema.findings import (
     Analysis,
     Diagnosis,
+    GateLedger,
     GateVerdict,
     Hypothesis,
     ImpactReport,
@@ -42,7 +43,7 @@ def trial_note(run: TrainingRun, epochs: Sequence[EpochResult]) -> str:
 def campaign_note(
     history: Sequence[RunHistory],
     analysis: Analysis,
-    refusals: Sequence[RefusedProposal] = (),
+    ledger: GateLedger,
     base: EpochResult | None = None,
     principles: Sequence[Principle] = (),
 ) -> str:
@@ -52,15 +53,15 @@ def campaign_note(
     best = next((row for row in rows if row.rank == 1), None)
     sofar = f"best **{_text(best.run_name)}** at {wording.score(best.quality)}" if best else "none measured yet"
     counts = f"{wording.count(len(rows), 'run')}, {failed} failed"
-    counts += f", {wording.count(len(refusals), 'proposal')} refused" if refusals else ""
+    gate = wording.gate(ledger)
     return _sections(
         f"# {_text(analysis.campaign)}",
-        f"{counts}; {sofar}. {tally(check_predictions(history))}",
+        f"{counts}; {sofar}. {tally(check_predictions(history))}" + (f" Gate: {_text(gate)}." if gate else ""),
         _section("Leaderboard", _leaderboard([*rows, *([base_row(base)] if base else [])])),
         _section("What matters", _effects(analysis.effects)),
         _section("Principles", _list(_text(f"{p.sentence} ({p.state}, {p.evidence})") for p in principles)),
         _section("Next experiments", _experiments(analysis.hypotheses)),
-        _section("Refused by the gate", _refusals(refusals)),
+        _section("Refused by the gate", _refusals(ledger.refusals)),
     )
 
 

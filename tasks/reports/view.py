@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from schema.errors import StoreError
-from schema.findings import Analysis, Diagnosis, Hypothesis, ParameterEffect, RefusedProposal
+from schema.findings import Analysis, Diagnosis, GateLedger, Hypothesis, ParameterEffect, RefusedProposal
 from schema.parameters import PARAMETERS, Parameters, with_defaults
 from schema.runs import EpochResult, RunHistory, TrainingRun
 from tasks.home import Home
@@ -92,7 +92,7 @@ class Report:
     sections: tuple[RunSection, ...]
     effects: tuple[EffectBar, ...]
     hypotheses: tuple[Hypothesis, ...]
-    refusals: tuple[RefusedProposal, ...]
+    ledger: GateLedger
     refused_settings: tuple[Parameters, ...]
     checks: tuple[PredictionCheck, ...]
     tally: str
@@ -104,13 +104,12 @@ def build_report(
     campaign: str,
     history: Sequence[RunHistory],
     analysis: Analysis,
-    refusals: Sequence[RefusedProposal],
+    ledger: GateLedger,
     base: EpochResult | None,
     home: Path,
 ) -> Report:
-    """Work the report out. Runs and refusals may come in any order; `home` is where picture paths start."""
+    """Work the report out. Runs may come in any order; `home` is where picture paths start."""
     history = sorted(history, key=lambda each: (each.run.campaign, each.run.number))
-    refusals = sorted(refusals, key=lambda each: each.number)
     rows, names = leaderboard(history), differing_parameters(history)
     best = rows[0].run_name if rows and rows[0].rank == 1 else None
     sections = [_section(row, _of(history, row), names, home, row.run_name == best) for row in rows]
@@ -128,8 +127,8 @@ def build_report(
         sections=tuple(sections),
         effects=tuple(_bars(effects)),
         hypotheses=tuple(sorted(analysis.hypotheses, key=lambda h: h.priority)),
-        refusals=tuple(refusals),
-        refused_settings=tuple(_searched(each, names) for each in refusals),
+        ledger=ledger,
+        refused_settings=tuple(_searched(each, names) for each in ledger.refusals),
         checks=tuple(checks),
         tally=tally(checks),
         figures=_figures(history, rows, names, base, best),

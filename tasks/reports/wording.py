@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from schema.findings import GateLedger
 from schema.parameters import PARAMETERS, Parameters, ParameterValue
 
 NONE = "–"
@@ -47,6 +48,19 @@ def p_value(p: float | None) -> str:
 def interval(low: float | None, high: float | None) -> str:
     """Both ends of an interval."""
     return NONE if low is None or high is None else f"{low:.1f} to {high:.1f}"
+
+
+def gate(ledger: GateLedger) -> str:
+    """What the gate did to a campaign, as a sentence; empty where it did nothing."""
+    parts = []
+    if ledger.refusals:
+        rules = ", ".join(f"{n} {words(rule)}" for rule, n in ledger.by_rule.items())
+        saved = f", about {duration(ledger.hours_saved * 3600)} saved" if ledger.hours_saved else ""
+        parts.append(f"{count(len(ledger.refusals), 'proposal')} refused ({rules}){saved}")
+    if ledger.audited:
+        wrong = f"{len(ledger.wrong)} did well ({', '.join(ledger.wrong)})" if ledger.wrong else "none did well"
+        parts.append(f"{len(ledger.audited)} run all the same to check the gate: {wrong}")
+    return "; ".join(parts)
 
 
 def duration(seconds: float | None) -> str:

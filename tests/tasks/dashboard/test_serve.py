@@ -31,7 +31,7 @@ def server(study: optuna.Study, storage_url: str, artifact_dir: Path, sheets: li
     annotate_trial(study, 0, artifact_dir, trial_note(night[0].run, night[0].epochs), sheets)
     study.tell(0, 66.0)
     chart = quality_curves(night, None, "night-001")
-    annotate_study(study, campaign_note(night, factory.analysis()), {"quality-curves": chart})
+    annotate_study(study, campaign_note(night, factory.analysis(), factory.ledger()), {"quality-curves": chart})
     with open_server(storage_url, artifact_dir, port=0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -14,6 +14,7 @@ from schema.findings import (
     Decision,
     Diagnosis,
     Evidence,
+    GateLedger,
     GateVerdict,
     Hypothesis,
     ParameterEffect,
@@ -164,6 +165,11 @@ def hypothesis(priority: int, change: Parameters, **changes: Any) -> Hypothesis:
         "rationale": "The best three runs have the smallest rank, and none below 8 was tried.",
     }  # fmt: skip
     return Hypothesis(**{**fields, **changes})
+
+
+def ledger(*refusals: RefusedProposal, **changes: Any) -> GateLedger:
+    """What the gate did."""
+    return GateLedger(refusals=refusals, **changes)
 
 
 def analysis(**changes: Any) -> Analysis:

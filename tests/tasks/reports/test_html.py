@@ -21,9 +21,15 @@ PRINCIPLE = Principle(
 
 
 def write(folder: Path, history: list[RunHistory], name: str = "report.html") -> Page:
-    refusals = [factory.refusal(9), factory.refusal(6)]
+    ledger = factory.ledger(
+        factory.refusal(6),
+        factory.refusal(9),
+        audited=("night-002", "night-004"),
+        wrong=("night-004",),
+        hours_saved=1.5,
+    )
     base = factory.base_model(folder)
-    path = write_report(folder / name, "night", history, factory.analysis(), refusals, base, folder, [PRINCIPLE])
+    path = write_report(folder / name, "night", history, factory.analysis(), ledger, base, folder, [PRINCIPLE])
     assert path == folder / name
     return Page(path)
 
@@ -61,6 +67,8 @@ def test_headline_and_findings_are_told(page: Page) -> None:
         "3 of 4 within 15 % of the result; 3 of 4 inside their interval.", "photorealistic in 2 runs", "< 0.001",
         "Found: noisy palette", "network_dim <= 32 in 9 of 9 good runs; 0 of 6 others are good",
         "runs/night/001/checkpoints/e3.safetensors",
+        "2 proposals refused (2 known failure), about 1 h 30 min saved; "
+        "2 run all the same to check the gate: 1 did well (night-004).",
     ):  # fmt: skip
         assert text in " ".join(page.text.split()), text
 
@@ -167,7 +175,7 @@ def test_nothing_from_the_data_becomes_html(tmp_path: Path) -> None:
 
 def test_a_campaign_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
     empty = factory.analysis(effects=(), hypotheses=(), n_runs=0)
-    page = Page(write_report(tmp_path / "new" / "report.html", "night", [], empty, [], None, tmp_path))
+    page = Page(write_report(tmp_path / "new" / "report.html", "night", [], empty, factory.ledger(), None, tmp_path))
     for text in ("No run has started yet.", "No epoch was measured yet.", "Nothing was refused."):
         assert text in page.text
 

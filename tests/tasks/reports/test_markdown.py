@@ -62,8 +62,9 @@ def test_text_from_the_data_breaks_neither_table_nor_page() -> None:
 
 
 def test_the_campaign_note_ranks_and_says_what_to_run_next() -> None:
-    note = campaign_note(factory.night(), factory.analysis(), [factory.refusal(6)], factory.base_model())
-    assert "6 runs, 2 failed, 1 proposal refused; best **night-001** at 78.2." in note
+    note = campaign_note(factory.night(), factory.analysis(), factory.ledger(factory.refusal(6)), factory.base_model())
+    assert "6 runs, 2 failed; best **night-001** at 78.2." in note
+    assert "Gate: 1 proposal refused (1 known failure)." in note
     board, effects = tables(note)
     assert board[2].startswith("| 1 | night-001 | 78.2 | 3 | ok |")
     assert "base model" in board[-1]
@@ -73,7 +74,7 @@ def test_the_campaign_note_ranks_and_says_what_to_run_next() -> None:
 
 
 def test_a_new_campaign_has_a_short_note() -> None:
-    note = campaign_note([], factory.analysis(effects=(), hypotheses=(), n_runs=0))
+    note = campaign_note([], factory.analysis(effects=(), hypotheses=(), n_runs=0), factory.ledger())
     assert "0 runs, 0 failed; none measured yet." in note
     assert "##" not in note
 
@@ -114,7 +115,7 @@ def test_no_text_of_the_data_becomes_a_link_a_picture_or_a_tag(nasty: str) -> No
     )
     refused = factory.refusal(6, verdict=factory.verdict(reason=nasty))
     analysis = factory.analysis(hypotheses=(factory.hypothesis(1, {"caption_version": nasty}, rationale=nasty),))
-    for note in (trial_note(history.run, history.epochs), campaign_note([history], analysis, [refused])):
+    for note in (trial_note(history.run, history.epochs), campaign_note([history], analysis, factory.ledger(refused))):
         assert not shown(note)[0] & HARMFUL
 
 
