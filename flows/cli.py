@@ -278,12 +278,12 @@ def main() -> NoReturn:
 
 def _run_campaign(campaign_file: Path, home: Path, trials: int | None) -> None:
     """Start everything a campaign needs, run it, and say where the results are."""
-    from schema.campaign import load_campaign
+    from flows.wiring import read_campaign
     from schema.settings import Settings
     from tasks.gpus import pick_device
     from tasks.home import Home
 
-    name = load_campaign(campaign_file).campaign.name  # what is wrong is told before anything is started
+    name = read_campaign(campaign_file)[0].campaign.name  # what is wrong is told before anything is started
     pick_device(Settings().device)
     with served_home(home, out, ("resume", "--home", home)):
         from flows.campaign import campaign

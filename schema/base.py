@@ -76,7 +76,7 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key {key}{_did_you_mean(str(first['loc'][-1]), _beside(model, first['loc']))}{more}"
     if first["type"] == "missing":
         return f"{key} is missing: add it{more}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     if first["type"] == "value_error":  # our own validators already say what came
         return f"{key}: {message}{more}" if key else f"{message}{more}"
     return f"{key}: {message}, but got {first['input']!r}{more}"
