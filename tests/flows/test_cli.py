@@ -102,6 +102,14 @@ def test_an_audit_tells_what_would_stop_a_night(tmp_path: Path) -> None:
     assert [f["check"] for f in found["findings"] if f["level"] == "error"] == ["missing_caption"]
 
 
+def test_an_audit_names_the_folder_it_stands_in_and_a_model_without_a_tokenizer(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "portraits", 16, 7, 64)
+    here = pixelloop("audit", ".", cwd=tmp_path / "portraits")
+    assert "16 pictures in portraits" in here.stdout
+    lost = pixelloop("audit", "portraits", "--base-model", "nowhere", cwd=tmp_path)
+    assert (lost.returncode, "nowhere has no folder 'tokenizer'" in lost.stderr) == (2, True)
+
+
 @pytest.mark.e2e
 def test_a_night_does_not_start_on_broken_data(tmp_path: Path) -> None:
     file = lay_out(tmp_path)
