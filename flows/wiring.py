@@ -35,7 +35,7 @@ from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
 from tasks.store.objects import LocalObjects, ObjectStore
 from tasks.store.outbox import OutboxStore
-from tasks.store.postgres import PostgresStore, patient_connect, wait_for_server
+from tasks.store.postgres import PostgresStore, alone, patient_connect, wait_for_server
 from tasks.store.records import RecordStore
 from tasks.store.tables import Tables
 from tasks.training.config import check_supported, load_config, write_config
@@ -67,8 +67,13 @@ class Services:
 
     def optuna_connect(self) -> Callable[[], object]:
         """How Optuna connects: a server of ours is started, for another one it waits."""
-        revive = self.embedded.start if self.embedded is not None else lambda: wait_for_server(self._optuna)
-        return patient_connect(self._optuna, revive)
+        return patient_connect(self._optuna, self._start_or_wait)
+
+    def _start_or_wait(self) -> None:
+        if self.embedded is not None:
+            self.embedded.start()
+        else:
+            wait_for_server(self._optuna)
 
     @property
     def _optuna(self) -> str:
@@ -112,6 +117,10 @@ class Services:
             if name == record.name:
                 return record
         raise NotFoundError(f"no campaign {name} in {self.home.root}: there is {', '.join(c.name for c in known)}")
+
+    def alone_with_principles(self) -> contextlib.AbstractContextManager[None]:
+        """Keep others out from reading principles to writing them: analyses of all campaigns, and the user's word."""
+        return alone(patient_connect(self.database_url, self._start_or_wait), "/principles")
 
     def revive(self) -> None:
         """Start the database again where it is ours and has died."""
