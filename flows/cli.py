@@ -80,7 +80,7 @@ def resume(
         place.paused.unlink()
         at_work = Claim.take(place.at_work)
         if at_work is None:
-            out.print("the pause is over: the campaign goes on where it runs")
+            out.print("the pause is over: training goes on where it runs")
             return
         at_work.release()
     _run_campaign(file, home, None)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from schema.errors import NotFoundError
+from schema.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from flows.wiring import Context, Services
     from schema.runs import RunHistory
+    from tasks.claims import Claim
 
 
 @contextlib.contextmanager
@@ -80,6 +81,21 @@ def served_home(home: Path, console: Console, go_on: Sequence[object]) -> Iterat
             except (KeyboardInterrupt, TerminationSignal):
                 listener.message(f"interrupted; go on with: [bold]{escape(command(*go_on))}[/]")
                 raise KeyboardInterrupt from None
+
+
+def alone_at_work(home: Path) -> Claim:
+    """A home for a paired test alone: a campaign beside it would take its halves, and slow them.
+
+    Raises:
+        ConfigError: a campaign, or another test, is at work in it.
+    """
+    from tasks.claims import Claim
+    from tasks.home import Home
+
+    held = Claim.take(Home.at(home).at_work)
+    if held is None:
+        raise ConfigError(f"a campaign or another test is at work in {home}: wait for its end, or interrupt it first")
+    return held
 
 
 def command(*words: object) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flows.cli_home import opened_campaign, served_home
+from flows.cli_home import alone_at_work, opened_campaign, served_home
 from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _run(change: Change, state: _State, home: HomeOption, campaign: str | None, 
     from tasks.home import Home
 
     name = ("--campaign", campaign) if campaign else ()
-    with served_home(home, console, ("test", change, "--home", home, *name)):
+    with alone_at_work(home), served_home(home, console, ("test", change, "--home", home, *name)):
         from flows.experiment import experiment
         from flows.patience import patiently
 

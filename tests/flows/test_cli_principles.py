@@ -25,6 +25,8 @@ from optimizer.rules import Rule
 from schema.errors import ConfigError, NotFoundError
 from schema.findings import Principle
 from schema.runs import Outcome, TrainingRun, run_uid
+from tasks.claims import Claim
+from tasks.home import Home
 from tests.conftest import remove
 from tests.optimizer.worlds import START
 
@@ -136,3 +138,13 @@ def test_what_cannot_be_accepted_is_a_sentence(home: Path) -> None:
         store.save_principle(known.changed(state="withdrawn"))
     with pytest.raises(ConfigError, match="contradicted"):
         ask(home, "principles", "accept", "1")
+
+
+def test_no_paired_test_runs_beside_a_campaign(home: Path) -> None:
+    with (
+        Claim.take(Home.at(home).at_work, shared=True) or pytest.fail("not free"),
+        pytest.raises(ConfigError, match="a campaign or another test is at work in"),
+    ):
+        ask(home, "test", "network_dim 16 -> 8")
+    with Claim.take(Home.at(home).at_work) or pytest.fail("not free"):
+        assert "next: 6 runs" in ask(home, "test", "network_dim 16 -> 8", "--plan")
