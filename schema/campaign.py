@@ -83,7 +83,7 @@ class Budget(Frozen):
     """When a campaign ends: at the first of these."""
 
     trials: int = Field(15, ge=1, description="trials that really run; refused proposals do not count")
-    hours: float | None = Field(None, gt=0, description="wall clock")
+    hours: float | None = Field(None, gt=0, description="in which anything ran; pauses are not counted")
     until: time | None = Field(
         None, description="time of day, as '07:30': training then saves its state, and goes on when run again"
     )
