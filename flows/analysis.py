@@ -70,12 +70,14 @@ def keep_hypotheses(context: Context, proposals: Sequence[Hypothesis]) -> None:
 def keep_principles(context: Context) -> None:
     """Hold the principles against all runs on this model and data, of any campaign; what changed is told."""
     scope = scope_of(context.file.base_model, context.dataset)
-    before = {p.uid: p for p in principles_now(context)}
-    now = datetime.now(UTC)
-    for one in learnt(context.related(), context.space, list(before.values()), scope, now):
+    with context.services.alone_with_principles():
+        before = {p.uid: p for p in principles_now(context)}
+        found = learnt(context.related(), context.space, list(before.values()), scope, datetime.now(UTC))
+        for one in found:
+            if one != before.get(one.uid):
+                context.store.save_principle(one)
+    for one in found:
         known = before.get(one.uid)
-        if one != known:
-            context.store.save_principle(one)
         if known is None:
             progress.listener.message(f"a principle: {one.sentence}; see 'pixelloop principles'")
         elif one.state == "withdrawn" != known.state:

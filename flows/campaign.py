@@ -21,12 +21,11 @@ from flows.janitor import signed_in, tidy
 from flows.notices import notify
 from flows.patience import patiently
 from flows.wiring import Context, open_campaign, pin_gpu, session, side_by_side
-from flows.work import analyse, claim, run_claimed, work
+from flows.work import analyse, beside_no_test, claim, run_claimed, work
 from flows.workers import Workers
 from optimizer.crown import crowned, repeats_due
 from schema.campaign import Budget, campaign_json, load_campaign
 from schema.errors import PixelloopError
-from tasks.claims import Claim
 
 
 def _run_name() -> str:
@@ -58,8 +57,7 @@ def campaign(campaign_file: str, home: str, trials: int | None = None) -> str:
 @contextlib.contextmanager
 def _at_work(context: Context) -> Iterator[None]:
     """Hold the claim that a campaign runs in this home, and tell what ends it before its time."""
-    claim = Claim.take(context.home.at_work) or contextlib.nullcontext()
-    with claim:
+    with beside_no_test(context.home):
         try:
             yield
         except Exception as error:

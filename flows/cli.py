@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from flows.cli_ab import ab
 from flows.cli_analysis import audit, diagnose, impact
-from flows.cli_home import campaign_path, named_run, opened_campaign, opened_home, program, served_home
+from flows.cli_home import campaign_path, command, named_run, opened_campaign, opened_home, served_home
 from flows.cli_measure import measure, retest
 from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption, RunArgument
 from flows.cli_principles import principles
@@ -80,7 +80,7 @@ def resume(
         place.paused.unlink()
         at_work = Claim.take(place.at_work)
         if at_work is None:
-            out.print("the pause is over: the campaign goes on where it runs")
+            out.print("the pause is over: training goes on where it runs")
             return
         at_work.release()
     _run_campaign(file, home, None)
@@ -96,7 +96,7 @@ def pause(home: HomeOption = DEFAULT_HOME) -> None:
 
     with opened_home(home):
         Home.at(home).paused.touch()
-    out.print(f"paused; go on with: [bold]{program()} resume --home {home}[/]", soft_wrap=True)
+    out.print(f"paused; go on with: [bold]{escape(command('resume', '--home', home))}[/]", soft_wrap=True)
 
 
 @app.command()
@@ -179,7 +179,7 @@ def report(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None) -> 
         from flows.analysis import learn, show
 
         path = show(context, context.store.latest_analysis(context.name) or learn(context))
-    out.print(f"report  {os.path.relpath(path)}", soft_wrap=True)
+    out.print(f"report  {escape(os.path.relpath(path))}", soft_wrap=True)
 
 
 @app.command()
@@ -283,14 +283,14 @@ def main() -> NoReturn:
 
 def _run_campaign(campaign_file: Path, home: Path, trials: int | None) -> None:
     """Start everything a campaign needs, run it, and say where the results are."""
-    from schema.campaign import load_campaign
+    from flows.wiring import read_campaign
     from schema.settings import Settings
     from tasks.gpus import pick_device
     from tasks.home import Home
 
-    name = load_campaign(campaign_file).campaign.name  # what is wrong is told before anything is started
+    name = read_campaign(campaign_file)[0].campaign.name  # what is wrong is told before anything is started
     pick_device(Settings().device)
-    with served_home(home, out, f"{program()} resume --home {home}"):
+    with served_home(home, out, ("resume", "--home", home)):
         from flows.campaign import campaign
         from flows.patience import patiently
 
@@ -303,10 +303,10 @@ def _closing_words(home: Path, campaign: str) -> None:
     from tasks.home import Home
 
     place = Home.at(home)
-    out.print(f"report     {os.path.relpath(place.report(campaign))}", soft_wrap=True)
+    out.print(f"report     {escape(os.path.relpath(place.report(campaign)))}", soft_wrap=True)
     if place.best_lora(campaign).exists():
-        out.print(f"best LoRA  {os.path.relpath(place.best_lora(campaign))}", soft_wrap=True)
-    out.print(f"dashboard  {program()} dashboard --home {home}", soft_wrap=True)
+        out.print(f"best LoRA  {escape(os.path.relpath(place.best_lora(campaign)))}", soft_wrap=True)
+    out.print(f"dashboard  {escape(command('dashboard', '--home', home))}", soft_wrap=True)
 
 
 def _settings(texts: list[str]) -> dict[str, Any]:

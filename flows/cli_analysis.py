@@ -14,6 +14,7 @@ from rich.table import Table
 
 from flows.cli_home import named_run, opened_campaign
 from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
+from schema.errors import ConfigError
 from schema.parameters import parse_setting, with_defaults
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def audit(
     from tasks.captions_audit.captions import least_tokens
 
     parameters = with_defaults(dict(parse_setting(text) for text in settings or []))
-    counts = (model_tokens(base_model) if base_model else None) or least_tokens
+    counts = least_tokens if base_model is None else model_tokens(base_model)
+    if counts is None:
+        raise ConfigError(f"{base_model} has no folder 'tokenizer': give the folder of a diffusers model")
     found = audit_dataset(dataset, parameters, counts)
     if as_json:
         print(json.dumps(found.model_dump(mode="json"), indent=2))

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from schema.errors import NotFoundError
+from rich.markup import escape
+
+from schema.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from flows.wiring import Context, Services
     from schema.runs import RunHistory
+    from tasks.claims import Claim
 
 
 @contextlib.contextmanager
@@ -47,13 +51,13 @@ def opened_campaign(home: Path, campaign: str | None) -> Iterator[Context]:
 
 
 @contextlib.contextmanager
-def served_home(home: Path, console: Console, go_on: str) -> Iterator[None]:
+def served_home(home: Path, console: Console, go_on: Sequence[object]) -> Iterator[None]:
     """Database and Prefect server, for flows to run in; what happens is told on the console.
 
     Args:
         home: is made if it is missing.
         console: of the terminal.
-        go_on: the command that goes on after an interruption.
+        go_on: words of the command that goes on after an interruption.
     """
     from flows import interrupt, progress, wiring
     from flows.server import prefect_server
@@ -65,17 +69,38 @@ def served_home(home: Path, console: Console, go_on: str) -> Iterator[None]:
         os.environ.setdefault("PREFECT_API_URL", f"{up['prefect']}/api")
     with progress.TerminalListener(console) as listener, wiring.session():
         progress.listener = listener
-        listener.message(f"pixelloop in [bold]{home}[/]: starting database and Prefect server")
+        listener.message(f"pixelloop in [bold]{escape(str(home))}[/]: starting database and Prefect server")
         services = wiring.open_home(str(home))
         with prefect_server(Home.at(home).prefect, services.prefect_url, revive=services.revive) as url:
-            listener.message(f"Prefect: {url.removesuffix('/api')}   dashboard: {program()} dashboard --home {home}")
+            dashboard = escape(command("dashboard", "--home", home))
+            listener.message(f"Prefect: {url.removesuffix('/api')}   dashboard: {dashboard}")
             from prefect.exceptions import TerminationSignal  # Prefect only now, with its address set
 
             try:
                 yield
             except (KeyboardInterrupt, TerminationSignal):
-                listener.message(f"interrupted; go on with: [bold]{go_on}[/]")
+                listener.message(f"interrupted; go on with: [bold]{escape(command(*go_on))}[/]")
                 raise KeyboardInterrupt from None
+
+
+def alone_at_work(home: Path) -> Claim:
+    """A home for a paired test alone: a campaign beside it would take its halves, and slow them.
+
+    Raises:
+        ConfigError: a campaign, or another test, is at work in it.
+    """
+    from tasks.claims import Claim
+    from tasks.home import Home
+
+    held = Claim.take(Home.at(home).at_work)
+    if held is None:
+        raise ConfigError(f"a campaign or another test is at work in {home}: wait for its end, or interrupt it first")
+    return held
+
+
+def command(*words: object) -> str:
+    """A command of this program as a shell takes it, whatever is in the words."""
+    return f"{program()} {shlex.join(map(str, words))}"
 
 
 def program() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from schema.errors import ConfigError, PixelloopError
-from schema.prompts import Expectation, expectation_of, load_prompts
+from schema.prompts import Expectation, expectation_of, file_name, load_prompts
 from schema.runs import EpochMetrics, PictureMetrics
 from schema.settings import Settings
 
@@ -92,7 +93,7 @@ def retest(
 
     Example: [bold]pixelloop retest old-loras/ --base-model models/sd15 --prompts prompts.toml[/]
     """
-    from tasks.sampling.pictures import file_name, save_pictures, save_sheet
+    from tasks.sampling.pictures import save_pictures, save_sheet
     from tasks.sampling.pipeline import Sampler
 
     files = _under(checkpoints, {".safetensors"}, "LoRA files")
@@ -100,13 +101,14 @@ def retest(
     sampler = Sampler(base_model, _device(), Settings().threads)
     tested: dict[str, EpochMetrics] = {}
     broken = []
+    names: set[str] = set()
     for file in files:
+        name = _free(file_name(file.stem), names)
         try:
             drawn = sampler.draw(suite, file)
         except PixelloopError as error:
             broken.append(str(error))
             continue
-        name = file_name(file.stem)
         save_pictures(drawn, suite, folder / name)
         save_sheet(drawn, suite, folder / f"{name}.png")
         tested[_name(file, files)] = _epoch_metrics(drawn, suite.prompts, len(suite.seeds))
@@ -116,6 +118,13 @@ def retest(
         out.print(_table("LoRA", [(name, m.mean) for name, m in tested.items() if m.mean]))
         out.print(f"sheets  {folder}", soft_wrap=True)
     _complain(broken)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """A name that no file before has: itself, or with a number; it is taken then."""
+    free = next(n for n in itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2))) if n not in taken)
+    taken.add(free)
+    return free
 
 
 def _device() -> str:

@@ -16,9 +16,9 @@ from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOpti
 from schema.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
+    from flows.wiring import Services
     from schema.campaign import CampaignFile
     from schema.findings import Principle
-    from tasks.store.base import Store
 
 NumberArgument = Annotated[int, typer.Argument(help="Its number in the list.", show_default=False)]
 
@@ -42,12 +42,12 @@ def list_(
     """
     if context.invoked_subcommand is not None:
         return
-    with _scoped(home, campaign) as known:
-        found = known.principles
+    with _scoped(home, campaign) as scope:
+        found, runs = scope.principles, scope.runs
     if as_json:
         print(json.dumps([p.model_dump(mode="json") for p in found], indent=2))
     else:
-        _show(found, known.runs)
+        _show(found, runs)
 
 
 @principles.command()
@@ -81,38 +81,45 @@ def drop(number: NumberArgument, home: HomeOption = DEFAULT_HOME, campaign: Camp
 
 
 @dataclass(frozen=True)
-class _Known:
-    """The principles of a campaign's model and data; no search space is needed, as one may stand against it."""
+class _Scope:
+    """A campaign's model and data; no search space is needed, as a principle may stand against it."""
 
-    store: Store
+    services: Services
     file: CampaignFile
-    principles: list[Principle]
-    runs: int
+    dataset: str
+
+    @property
+    def principles(self) -> list[Principle]:
+        from optimizer.analysis.principles import scope_of, within
+
+        return within(self.services.store.principles(), scope_of(self.file.base_model, self.dataset))
+
+    @property
+    def runs(self) -> int:
+        from optimizer.history import related
+
+        return len(related(self.services.store.history(), self.file.base_model, self.dataset))
 
 
 @contextlib.contextmanager
-def _scoped(home: HomeOption, campaign: CampaignOption) -> Iterator[_Known]:
-    from optimizer.analysis.principles import scope_of, within
-    from optimizer.history import related
+def _scoped(home: HomeOption, campaign: CampaignOption) -> Iterator[_Scope]:
     from schema.campaign import load_campaign
     from tasks.training.dataset import dataset_fingerprint
 
     with opened_home(home) as services:
         file = load_campaign(campaign_path(services, campaign))
-        dataset = dataset_fingerprint(file.dataset_dir)
-        found = within(services.store.principles(), scope_of(file.base_model, dataset))
-        yield _Known(services.store, file, found, len(related(services.store.history(), file.base_model, dataset)))
+        yield _Scope(services, file, dataset_fingerprint(file.dataset_dir))
 
 
 def _change(
     number: int, home: HomeOption, campaign: CampaignOption, change: Callable[[Principle, CampaignFile], Principle]
 ) -> Principle:
-    with _scoped(home, campaign) as known:
-        found = known.principles
+    with _scoped(home, campaign) as scope, scope.services.alone_with_principles():
+        found = scope.principles
         if not 1 <= number <= len(found):
             raise NotFoundError(f"no principle {number}: there are {len(found)}; see 'pixelloop principles'")
-        changed = change(found[number - 1], known.file)
-        known.store.save_principle(changed)
+        changed = change(found[number - 1], scope.file)
+        scope.services.store.save_principle(changed)
         return changed
 
 

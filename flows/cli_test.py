@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flows.cli_home import opened_campaign, program, served_home
+from flows.cli_home import alone_at_work, opened_campaign, served_home
 from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def _state(change: Change, home: HomeOption, campaign: str | None, worth: float 
 def _run(change: Change, state: _State, home: HomeOption, campaign: str | None, console: Console) -> None:
     from tasks.home import Home
 
-    name = f" --campaign {campaign}" if campaign else ""
-    with served_home(home, console, f"{program()} test '{change}' --home {home}{name}"):
+    name = ("--campaign", campaign) if campaign else ()
+    with alone_at_work(home), served_home(home, console, ("test", change, "--home", home, *name)):
         from flows.experiment import experiment
         from flows.patience import patiently
 

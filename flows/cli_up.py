@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from flows.cli_home import program
+from flows.cli_home import command
 from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption
 from schema.errors import NotFoundError, PixelloopError
 
@@ -57,7 +58,7 @@ def up(
     out.print(f"dashboard  {told['dashboard']}", soft_wrap=True)
     out.print(f"a campaign PREFECT_API_URL={told['prefect']}/api prefect deployment run campaign/campaign "
               "-p campaign_file=/path/of/campaign.toml", soft_wrap=True, highlight=False)  # fmt: skip
-    out.print(f"end it     {program()} down --home {home}", soft_wrap=True)
+    out.print(f"end it     {escape(command('down', '--home', home))}", soft_wrap=True)
 
 
 def down(home: HomeOption = DEFAULT_HOME) -> None:

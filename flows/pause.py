@@ -17,6 +17,12 @@ from tasks.training.launch import TrainerProcess
 
 _LOOK = 1.0
 _ends_at: datetime | None = None
+_waited = 0.0
+
+
+def time_at_work() -> float:
+    """Seconds by a clock that neither jumps nor runs while the home is paused; its zero is any."""
+    return time.monotonic() - _waited
 
 
 def end_at(until: time_of_day | None) -> None:
@@ -34,12 +40,15 @@ def time_is_up() -> str | None:
 
 def wait(home: Home) -> None:
     """Wait while the home is paused, and tell it."""
+    global _waited
     if not home.paused.exists():
         return
+    begun = time.monotonic()
     progress.listener.message("paused; go on with [bold]pixelloop resume[/]")
     while home.paused.exists() and time_is_up() is None:
         interrupt.raise_if_asked()
         time.sleep(_LOOK)
+    _waited += time.monotonic() - begun
     progress.listener.message("the pause is over")
 
 

@@ -116,7 +116,8 @@ class TerminalListener:
             shown = Text.from_markup(text)
         except MarkupError:
             shown = Text(text)
-        self._console.print(Text.assemble((clock(time.monotonic() - self._started), "dim"), " ", shown))
+        line = Text.assemble((clock(time.monotonic() - self._started), "dim"), " ", shown)
+        self._console.print(line, soft_wrap=not self._console.is_terminal)  # a line of a log stays one
 
     def trial_started(self, run: TrainingRun, trials: int, time_left: float | None) -> None:
         """Show the new trial's bar."""

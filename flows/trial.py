@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import time
 import traceback
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from prefect import flow
@@ -22,6 +23,7 @@ from flows.epoch import epoch, tell_study
 from flows.patience import patiently
 from flows.wiring import Context, open_campaign
 from optimizer.analysis.diagnosis import diagnose_run
+from optimizer.budget import ended_at
 from optimizer.objective import best_epoch
 from schema.errors import PixelloopError, StoreUnavailableError, TrialError
 from schema.runs import EpochResult, Outcome, RunHistory, RunStatus, TrainingRun
@@ -44,25 +46,54 @@ def trial(campaign: str, campaign_file: str, home: str, number: int) -> str:
     context = open_campaign(campaign_file, home)
     run = context.store.run(campaign, number).changed(status=RunStatus.RUNNING)
     context.store.save_run(run)
+    sitting = _Sitting(pause.time_at_work(), run.time_at_work or 0.0, context.store.history(campaign))
     try:
-        ended = _guarded(context, run)
+        ended = sitting.told(_guarded(context, run, sitting))
     except (KeyboardInterrupt, TerminationSignal):
-        context.store.save_run(run.changed(status=RunStatus.INTERRUPTED))
+        context.store.save_run(sitting.told(context.store.run(campaign, number).changed(status=RunStatus.INTERRUPTED)))
         raise
     if ended.status is RunStatus.INTERRUPTED:
         context.store.save_run(ended)
         progress.listener.message(f"{run.run_name} waits after epoch {ended.epochs_done}")
         return str(ended.status)
     if ended.outcome is Outcome.DISK_FULL:
-        context.store.save_run(run.changed(status=RunStatus.INTERRUPTED))
+        context.store.save_run(sitting.told(run.changed(status=RunStatus.INTERRUPTED)))
         raise TrialError(f"{run.run_name} waits: {ended.failure}")
-    return _finish(context, ended)
+    return _finish(context, ended, sitting)
 
 
-def _guarded(context: Context, run: TrainingRun) -> TrainingRun:
+@dataclass(frozen=True)
+class _Sitting:
+    """The time in which this process is at work on a trial.
+
+    Attributes:
+        begun: by `pause.time_at_work`.
+        before: seconds of earlier sittings.
+        history: the campaign's runs when it began.
+    """
+
+    begun: float
+    before: float
+    history: list[RunHistory]
+
+    @property
+    def seconds(self) -> float:
+        return pause.time_at_work() - self.begun
+
+    @property
+    def ends(self) -> datetime:
+        return ended_at(datetime.now(UTC), self.seconds, self.history)
+
+    def told(self, run: TrainingRun) -> TrainingRun:
+        """The run with the time it has taken until now, all sittings together."""
+        worked = round(self.before + self.seconds, 3)
+        return run.changed(all_parameters=run.all_parameters | {"time_at_work": worked})
+
+
+def _guarded(context: Context, run: TrainingRun, sitting: _Sitting) -> TrainingRun:
     """Train; what breaks is the run's end, an interrupt or a database that stays away is not."""
     try:
-        return _train(context, run)
+        return _train(context, run, sitting)
     except StoreUnavailableError:
         raise
     except PixelloopError as error:
@@ -77,7 +108,7 @@ def _guarded(context: Context, run: TrainingRun) -> TrainingRun:
         return run.changed(outcome=Outcome.CRASHED, failure=f"{type(error).__name__}: {error}")
 
 
-def _train(context: Context, run: TrainingRun) -> TrainingRun:
+def _train(context: Context, run: TrainingRun, sitting: _Sitting) -> TrainingRun:
     """Follow the trainer to its end; judge each checkpoint meanwhile."""
     kept = context.store.epochs(run.uid)
     measured = {e.epoch_number for e in kept}
@@ -95,7 +126,8 @@ def _train(context: Context, run: TrainingRun) -> TrainingRun:
                 last_step = time.monotonic()
                 progress.listener.stepped(event.step, total, event.epoch, event.loss)
             elif isinstance(event, EpochEvent):
-                run = run.changed(epochs_done=event.epoch, total_training_time=event.time_trained)
+                run = sitting.told(run.changed(epochs_done=event.epoch, total_training_time=event.time_trained))
+                context.store.save_run(run)  # a kill may come before its end
                 reason = None if event.epoch in measured else _evaluate(context, run, event, trainer)
                 if reason is not None:
                     trainer.stop()
@@ -138,13 +170,13 @@ def _judge(context: Context, run: TrainingRun, event: EpochEvent) -> str | None:
         )
 
 
-def _finish(context: Context, run: TrainingRun) -> str:
+def _finish(context: Context, run: TrainingRun, sitting: _Sitting) -> str:
     """Write the end of a run everywhere it is kept, the store last told nothing that it has not."""
     epochs = tuple(context.store.epochs(run.uid))
     run = _with_best(run, epochs)
     ended = RunHistory(run=run, epochs=epochs)
     diagnoses = diagnose_run(ended, context.store.history(), context.space, audited(context))
-    run = run.diagnosed(diagnoses).changed(status=RunStatus.FINISHED, finished_at=datetime.now(UTC))
+    run = run.diagnosed(diagnoses).changed(status=RunStatus.FINISHED, finished_at=sitting.ends)
     context.store.save_run(run)
     _settle(context, run, epochs)
     outcome = run.outcome or Outcome.CRASHED

@@ -29,21 +29,21 @@ from schema.prompts import PromptSuite, load_prompts
 from schema.runs import EpochResult, RunHistory, TrainingRun, run_uid
 from schema.settings import Settings
 from tasks import gpus
+from tasks.base_model import check_base_model
 from tasks.claims import Claim
 from tasks.home import Home, TrialFolder
-from tasks.pickles import refuse_pickled_model
 from tasks.store.base import CampaignRecord, Store
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
 from tasks.store.objects import LocalObjects, ObjectStore
 from tasks.store.outbox import OutboxStore
-from tasks.store.postgres import PostgresStore, patient_connect, wait_for_server
+from tasks.store.postgres import PostgresStore, alone, patient_connect, wait_for_server
 from tasks.store.records import RecordStore
 from tasks.store.tables import Tables
-from tasks.training.config import load_config, write_config
+from tasks.training.config import check_supported, load_config, write_config
 from tasks.training.dataset import dataset_fingerprint, num_images
 from tasks.training.launch import TrainerProcess
-from tasks.training.sd_scripts import SdScriptsProcess
+from tasks.training.sd_scripts import SdScriptsProcess, check_sd_scripts
 from tasks.training.warm import WarmTrainer
 
 if TYPE_CHECKING:
@@ -69,8 +69,13 @@ class Services:
 
     def optuna_connect(self) -> Callable[[], object]:
         """How Optuna connects: a server of ours is started, for another one it waits."""
-        revive = self.embedded.start if self.embedded is not None else lambda: wait_for_server(self._optuna)
-        return patient_connect(self._optuna, revive)
+        return patient_connect(self._optuna, self._start_or_wait)
+
+    def _start_or_wait(self) -> None:
+        if self.embedded is not None:
+            self.embedded.start()
+        else:
+            wait_for_server(self._optuna)
 
     @property
     def _optuna(self) -> str:
@@ -120,6 +125,10 @@ class Services:
         file = self.campaign(name).settings.get("campaign", {}).get("campaign", {})
         least = file.get("failed_quality", Campaign.model_fields["failed_quality"].default)
         return ledger(history, self.store.refusals(name), least)
+
+    def alone_with_principles(self) -> contextlib.AbstractContextManager[None]:
+        """Keep others out from reading principles to writing them: analyses of all campaigns, and the user's word."""
+        return alone(patient_connect(self.database_url, self._start_or_wait), "/principles")
 
     def revive(self) -> None:
         """Start the database again where it is ours and has died."""
@@ -277,11 +286,28 @@ def open_campaign(campaign_file: str, home: str) -> Context:
     return _campaigns[key]
 
 
-def _open_campaign(path: Path, home: str) -> Context:
+def read_campaign(path: Path) -> tuple[CampaignFile, PromptSuite, str]:
+    """A campaign's file, prompts and data set's fingerprint, held against all that can be known before a start.
+
+    Raises:
+        ConfigError: something in them is wrong; one sentence says what.
+        BadDataError: there are no pictures.
+    """
     file = load_campaign(path)
-    refuse_pickled_model(file.base_model)
+    check_base_model(file.base_model)
     suite = load_prompts(file.prompts_file)
-    fingerprint = dataset_fingerprint(file.dataset_dir)
+    space = Space.of(file)
+    for setting in file.start:
+        if problems := space.problems(setting):
+            raise ConfigError(f"{path}: [[start]]: {'; '.join(problems)}: change it or the search space")
+    check_supported(space.complete({}), str(path))
+    if file.sd_scripts is not None:
+        check_sd_scripts(*file.sd_scripts)
+    return file, suite, dataset_fingerprint(file.dataset_dir)
+
+
+def _open_campaign(path: Path, home: str) -> Context:
+    file, suite, fingerprint = read_campaign(path)
     services = open_home(home)
     space = Space.of(file, in_force(services.store.principles(), scope_of(file.base_model, fingerprint)))
     campaign = file.campaign

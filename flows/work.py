@@ -26,6 +26,7 @@ from schema.findings import Decision, GateVerdict, Hypothesis, Prediction, Refus
 from schema.parameters import Parameters
 from schema.runs import RunHistory, refusal_uid, run_uid
 from tasks.claims import Claim
+from tasks.home import Home
 
 _LOOK = 1.0  # seconds between looks at what others do
 
@@ -55,6 +56,18 @@ def work(context: Context, budget: Budget, patient: bool = True) -> str:
             time.sleep(_LOOK)
         else:
             return reason or "the rest of the budget runs on other machines"
+
+
+def beside_no_test(home: Home) -> Claim:
+    """The claim of a campaign on its home, which others share; where a paired test has it, wait for its end."""
+    told = False
+    while (held := Claim.take(home.at_work, shared=True)) is None:
+        if not told:
+            progress.listener.message("a paired test runs in this home: the campaign waits for its end")
+        told = True
+        interrupt.raise_if_asked()
+        time.sleep(_LOOK)
+    return held
 
 
 def claim(context: Context, number: int) -> tuple[int, Claim] | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, time, timedelta
 
 from schema.campaign import Budget
-from schema.runs import RunHistory
+from schema.runs import RunHistory, TrainingRun
 
 
 def spent(
@@ -47,14 +47,32 @@ def deadline(until: time, now: datetime) -> datetime:
 
 
 def hours_used(finished: Sequence[RunHistory]) -> float:
-    """Hours in which runs were at work; those side by side count once, pauses between them not at all."""
-    spans = sorted((h.run.started_at, h.run.finished_at) for h in finished if h.run.finished_at is not None)
+    """Hours in which runs were at work; those side by side count once, pauses in them and between them not at all."""
+    spans = sorted(_span(h.run, h.run.finished_at) for h in finished if h.run.finished_at is not None)
     seconds, until = 0.0, None
     for begin, end in spans:
         start = begin if until is None else max(begin, until)
         seconds += max((end - start).total_seconds(), 0.0)
         until = end if until is None else max(until, end)
     return seconds / 3600
+
+
+def _span(run: TrainingRun, end: datetime) -> tuple[datetime, datetime]:
+    """A run's time as if it had been at work in one go before its end."""
+    return run.started_at if run.time_at_work is None else end - timedelta(seconds=run.time_at_work), end
+
+
+def ended_at(now: datetime, worked: float, others: Sequence[RunHistory]) -> datetime:
+    """When a run ends that has been at work for some time after the runs before it had ended.
+
+    It is `now`, unless the clock was set back meanwhile: then the runs' times would lie over each other and count once.
+
+    Args:
+        worked: seconds of this sitting, by a clock that does not jump.
+        others: runs that had ended when it began.
+    """
+    ends = [h.run.finished_at for h in others if h.run.finished_at is not None]
+    return max([now, *(end + timedelta(seconds=worked) for end in ends)])
 
 
 def hours_allowed(budget: Budget) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+from optimizer.budget import hours_used
 from optimizer.history import failed, informative
 from schema.findings import GateLedger, RefusedProposal
 from schema.runs import RunHistory
@@ -37,8 +38,7 @@ def _saved(told: Sequence[RunHistory], refusals: Sequence[RefusedProposal], fail
     bad: list[float] = []
     for run in told:
         if run.run.finished_at is not None:
-            hours = (run.run.finished_at - run.run.started_at).total_seconds() / 3600
-            (bad if failed(run, failed_quality) else fine).append(hours)
+            (bad if failed(run, failed_quality) else fine).append(hours_used([run]))
     if not fine and not bad:
         return None
     usual, failing = median(fine or bad), median(bad or fine)

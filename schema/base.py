@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeGuard, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -79,26 +80,29 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     first = errors[0]
     if first["type"] == "missing":  # a misspelt key is the likely cause
         first = next((e for e in errors if e["type"] == "extra_forbidden"), first)
-    key = ".".join(str(part) for part in first["loc"]) or "the file"
+    key = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{_did_you_mean(str(first['loc'][-1]), _keys(model))}{more}"
+        return f"unknown key {key}{_did_you_mean(str(first['loc'][-1]), _beside(model, first['loc']))}{more}"
     if first["type"] == "missing":
         return f"{key} is missing: add it{more}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     if first["type"] == "value_error":  # our own validators already say what came
-        return f"{key}: {message}{more}"
+        return f"{key}: {message}{more}" if key else f"{message}{more}"
     return f"{key}: {message}, but got {first['input']!r}{more}"
 
 
-def _keys(model: type[BaseModel]) -> list[str]:
-    """Names of all fields of a model and of the models inside it."""
-    names: list[str] = []
-    for name, field in model.model_fields.items():
-        names.append(name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += _keys(field.annotation)
-    return names
+def _beside(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
+    """Names of the fields that a misspelt key stands among."""
+    for part in loc[:-1]:
+        kinds = [model.model_fields[str(part)].annotation] if str(part) in model.model_fields else []
+        inner = next((k for kind in kinds for k in (kind, *get_args(kind)) if _is_model(k)), None)
+        model = inner or model
+    return list(model.model_fields)
+
+
+def _is_model(kind: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _did_you_mean(name: str, known: list[str]) -> str:

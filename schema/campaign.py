@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from datetime import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from schema.base import Frozen, load_toml
+from schema.base import Frozen, load_toml, parse
 from schema.errors import ConfigError
 from schema.parameters import Parameters, ParameterValue, check_parameters, parameter
 from schema.taxonomy import Kind
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+def _plain_name(name: str) -> str:
+    if not _NAME.fullmatch(name) or len(name) > 60:
+        raise ValueError(f"take up to 60 small letters, digits, - and _ for a name, not {name!r}")
+    return name
+
+
+# The pattern is for forms alone: told as an error it is no sentence.
+Name = Annotated[str, AfterValidator(_plain_name), Field(json_schema_extra={"pattern": f"^{_NAME.pattern}$"})]
 
 
 class Range(Frozen):
@@ -37,8 +48,29 @@ class Choices(Frozen):
 
     choices: tuple[ParameterValue, ...] = Field(min_length=2)
 
+    @field_validator("choices")
+    @classmethod
+    def _different(cls, values: tuple[ParameterValue, ...]) -> tuple[ParameterValue, ...]:
+        twice = [value for place, value in enumerate(values) if value in values[:place]]
+        if twice:
+            raise ValueError(f"{twice[0]!r} stands twice")
+        return values
+
 
 SearchSpace = dict[str, Range | Choices]
+
+
+def _span(name: str, span: Any) -> Any:
+    """A table as the span that it is meant to be; told apart here, as an error of both kinds helps nobody.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if isinstance(span, Range | Choices):
+        return span
+    if not isinstance(span, dict):
+        raise ConfigError(f"{name} needs {{ low = ..., high = ... }} or {{ choices = [...] }}, but got {span!r}")
+    return parse(span, Choices if "choices" in span else Range, name)
 
 
 def ratio_of(name: str) -> tuple[str, str] | None:
@@ -51,7 +83,7 @@ class Budget(Frozen):
     """When a campaign ends: at the first of these."""
 
     trials: int = Field(15, ge=1, description="trials that really run; refused proposals do not count")
-    hours: float | None = Field(None, gt=0, description="wall clock")
+    hours: float | None = Field(None, gt=0, description="in which anything ran; pauses are not counted")
     until: time | None = Field(
         None, description="time of day, as '07:30': training then saves its state, and goes on when run again"
     )
@@ -64,6 +96,13 @@ class Budget(Frozen):
     least_trials: int = Field(8, ge=1, description="trials before `least_gain` is looked at")
 
     repeats: int = Field(0, ge=0, description="best settings that are run once more, with another seed, at the end")
+
+    @field_validator("until")
+    @classmethod
+    def _of_this_machine(cls, until: time | None) -> time | None:
+        if until is not None and until.tzinfo is not None:
+            raise ValueError(f"the time is that of the machine that trains: give {until:%H:%M}, without a zone")
+        return until
 
     @model_validator(mode="after")
     def _priced(self) -> Budget:
@@ -144,10 +183,8 @@ class Campaign(Frozen):
     dataset: str = Field(description="folder with pictures and caption files")
     prompts: str = Field("prompts.toml", description="prompt suite")
     seed: int = Field(0, ge=0, description="of the search; training has its own `seed` parameter")
-    sampler: str = Field(
-        "model",
-        pattern="^(model|tpe|gp|random)$",
-        description="model: our surrogate's expected improvement; the others are Optuna's",
+    sampler: Literal["model", "tpe", "gp", "random"] = Field(
+        "model", description="model: our surrogate's expected improvement; the others are Optuna's"
     )
     trainer: Literal["pixelloop", "sd-scripts"] = Field("pixelloop", description="our own, or the user's sd-scripts")
     sd_scripts: str | None = Field(None, description="folder of the sd-scripts checkout")
@@ -180,6 +217,11 @@ class CampaignFile(Frozen):
     retention: RetentionSettings = RetentionSettings()
     notify: NotifySettings = NotifySettings()
     folder: Path = Field(Path("."), exclude=True, description="folder of the file; set when it is read")
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _spans(cls, space: Any) -> Any:
+        return {name: _span(name, span) for name, span in space.items()} if isinstance(space, dict) else space
 
     @field_validator("search")
     @classmethod

@@ -51,6 +51,8 @@ SamplerName = Literal[
 """Kohya's names, and four that others use."""
 
 _HEX = re.compile(r"#[0-9a-fA-F]{6}\b")
+_LONGEST = 200
+"""Bytes; with ending and seed a file's name may have 255."""
 
 
 class Expectation(Frozen):
@@ -170,7 +172,20 @@ class PromptSuite(Frozen):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"prompt names must differ, but {', '.join(twice)} stands twice")
+        by_file: dict[str, str] = {}
+        for name in names:
+            other = by_file.setdefault(file_name(name), name)
+            if other != name:
+                raise ValueError(f"{other} and {name} have the same name as files, {file_name(name)}: rename one")
         return prompts
+
+    @field_validator("seeds")
+    @classmethod
+    def _once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"seed {twice[0]} stands twice: the same pictures would be drawn again")
+        return seeds
 
     def part(self, places: Sequence[int]) -> PromptSuite:
         """The prompts at these places, from 0, with the first seed only."""
@@ -184,3 +199,9 @@ def load_prompts(path: Path) -> PromptSuite:
         ConfigError: the file is missing, no TOML, or has a wrong key or value.
     """
     return load_toml(path, PromptSuite)
+
+
+def file_name(text: str) -> str:
+    """A text as part of a file's name: no separators, no leading dot, and short enough for every file system."""
+    plain = re.sub(r"[^\w.-]+", "_", text).encode()[:_LONGEST].decode(errors="ignore")
+    return plain.strip("._") or "prompt"

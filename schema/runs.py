@@ -286,6 +286,12 @@ class TrainingRun(Frozen):
         return self.changed(root_cause_diagnosis=tuple(found), recommended_next_steps=steps)
 
     @property
+    def time_at_work(self) -> float | None:
+        """Seconds in which it was trained and judged, by a clock that does not jump; None where nobody kept them."""
+        seconds = self.all_parameters.get("time_at_work")
+        return float(seconds) if isinstance(seconds, int | float) else None
+
+    @property
     def is_half(self) -> bool:
         """True for a half of a paired test, which must be as long and as well measured as the other one."""
         return self.verdict is not None and self.verdict.rule == PAIRED_TEST

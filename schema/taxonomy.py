@@ -119,6 +119,7 @@ ROWS: list[dict[str, Any]] = [
         _p("steps_per_epoch", _I, None, "optimizer steps in one epoch", derived=True),
         _p("total_steps", _I, None, "optimizer steps in the run", derived=True),
         _p("total_training_time", _F, None, "seconds of training", derived=True),
+        _p("time_at_work", _F, None, "seconds of the run: start and evaluation as well, pauses not; budget.hours is made of them", derived=True),
         _p("checkpoint_size_mb", _F, None, "size of one LoRA file", derived=True),
     ),
     *_of(

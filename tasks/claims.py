@@ -14,8 +14,11 @@ class Claim:
         self._file = file
 
     @classmethod
-    def take(cls, path: Path) -> Claim | None:
+    def take(cls, path: Path, *, shared: bool = False) -> Claim | None:
         """The claim that a file stands for, None where another has it. The file is made and stays.
+
+        Args:
+            shared: with others who share it, while nobody has it alone.
 
         Raises:
             OSError: it cannot be made.
@@ -23,7 +26,7 @@ class Claim:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(file)
             return None

@@ -138,7 +138,7 @@ class Home:
 
     @property
     def at_work(self) -> Path:
-        """Stands for the process that runs a campaign of this home."""
+        """Stands for what trains here: campaigns, which share it, or a paired test, which has it alone."""
         return self.root / "at-work"
 
     @property

@@ -28,7 +28,7 @@ def audit_dataset(folder: Path, parameters: Parameters, tokens: Tokens = least_t
     entries = read_entries(folder, extension)
     found = [*caption_findings(entries, parameters, tokens), *picture_findings(entries, parameters)]
     return DataAudit(
-        dataset=folder.name,
+        dataset=folder.resolve().name,
         pictures=len(entries),
         findings=tuple(sorted(found, key=lambda f: (_ORDER.index(f.level), -f.share))),
         balance=balance(entries),

@@ -74,7 +74,7 @@ def _absent(entries: Sequence[Entry]) -> list[AuditFinding]:
     empty = [e for e in entries if e.caption == ""]
     return [
         *finding("missing_caption", Level.ERROR, missing, entries, "have no readable caption file",
-                 "write one beside each picture, or set caption_extension"),
+                 "write one, in UTF-8, beside each picture, or set caption_extension"),
         *finding("empty_caption", Level.ERROR, empty, entries, "have an empty caption",
                  "write the captions, or remove the pictures"),
     ]  # fmt: skip

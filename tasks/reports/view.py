@@ -170,7 +170,9 @@ def _of(history: Sequence[RunHistory], row: Row) -> RunHistory:
 
 
 def _seconds(history: RunHistory) -> float:
-    """Wall clock of a run: until it finished, or until its last epoch was kept."""
+    """Time a run took; by the wall clock, until its end or its last epoch, where nobody kept it."""
+    if history.run.time_at_work is not None:
+        return history.run.time_at_work
     ends = [history.run.finished_at, *(epoch.created_at for epoch in history.epochs)]
     end = max((moment for moment in ends if moment is not None), default=history.run.started_at)
     return max((end - history.run.started_at).total_seconds(), 0.0)

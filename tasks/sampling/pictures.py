@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from schema.prompts import PromptSuite
+from schema.prompts import PromptSuite, file_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 _TILE = 192
 _LABEL = 18
 _GAP = 6
-_LONGEST = 200
-"""Bytes; with ending and seed a name may have 255."""
 
 
 def save_pictures(pictures: Tensor, suite: PromptSuite, folder: Path) -> list[Path]:
@@ -74,9 +71,3 @@ def _save(image: Image.Image, path: Path) -> None:
     part = path.with_suffix(".part")
     image.save(part, format="PNG", optimize=True)
     part.replace(path)
-
-
-def file_name(text: str) -> str:
-    """A text as part of a file's name: no separators, no leading dot, and short enough for every file system."""
-    plain = re.sub(r"[^\w.-]+", "_", text).encode()[:_LONGEST].decode(errors="ignore")
-    return plain.strip("._") or "prompt"

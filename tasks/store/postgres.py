@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import psycopg
@@ -116,6 +116,21 @@ def patient_connect(url: str, revive: Callable[[], object]) -> Callable[[], psyc
             raise StoreUnavailableError(f"the database cannot be reached: {_first_line(error)}") from error
 
     return connect
+
+
+@contextlib.contextmanager
+def alone(connect: Callable[[], psycopg.Connection[Any]], what: str) -> Iterator[None]:
+    """Wait for whoever else is in here for the same thing, on any machine, and keep others out.
+
+    A server frees what a dead process held.
+
+    Raises:
+        StoreUnavailableError: there is no server, and none comes.
+    """
+    with contextlib.closing(connect()) as connection:
+        connection.autocommit = True
+        connection.execute("select pg_advisory_lock(hashtextextended(%s, 0))", [f"pixelloop/{what}"])
+        yield
 
 
 def wait_for_server(url: str, patience: float = 600.0) -> None:

@@ -58,6 +58,38 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, arguments: li
     assert not (tmp_path / "pixelloop-home").exists()
 
 
+@pytest.mark.parametrize(
+    ("there", "instead", "sentence"),
+    [
+        ('base_model = "base"', 'base_model = "/nowhere/base"', "/nowhere/base does not exist"),
+        ('base_model = "base"', 'base_model = "based"', "based does not exist"),
+        ('base_model = "base"', 'base_model = "prompts.toml"', "neither a folder nor a .safetensors file"),
+        ('base_model = "base"', 'base_model = "portraits"', "it has no model_index.json"),
+        ('dataset = "portraits"', 'dataset = "pictures"', "pictures"),
+        ('prompts = "prompts.toml"', 'prompts = "words.toml"', "words.toml does not exist"),
+        ("[campaign]", 'rules = ["network_dims <= 32"]\n[campaign]', "did you mean network_dim"),
+        ("[campaign]", "[[start]]\nnetwork_dim = 5\n[campaign]", "network_dim"),
+        ("seed = 1\n", "full_bf16 = true\n", 'full_bf16 needs mixed_precision = "bf16"'),
+        (
+            "seed = 3\n",
+            'trainer = "sd-scripts"\nsd_scripts = "nowhere"\n',
+            "give the folder of your sd-scripts checkout",
+        ),
+    ],
+)
+def test_nothing_is_started_for_a_campaign_that_cannot_run(
+    tmp_path: Path, there: str, instead: str, sentence: str
+) -> None:
+    file = lay_out(tmp_path)
+    text = file.read_text()
+    assert there in text
+    file.write_text(text.replace(there, instead))
+    result = pixelloop("run", str(file), "--home", "home", cwd=tmp_path)
+    assert (result.returncode, sentence in result.stderr) == (2, True), result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "home").exists()
+
+
 def test_an_audit_tells_what_would_stop_a_night(tmp_path: Path) -> None:
     write_dataset(tmp_path / "portraits", 16, 7, 64)
     clean = pixelloop("audit", "portraits", "--set", "shuffle_caption=true", "--set", "keep_tokens=1", cwd=tmp_path)
@@ -68,6 +100,14 @@ def test_an_audit_tells_what_would_stop_a_night(tmp_path: Path) -> None:
     assert broken.returncode == 2
     found = json.loads(broken.stdout)
     assert [f["check"] for f in found["findings"] if f["level"] == "error"] == ["missing_caption"]
+
+
+def test_an_audit_names_the_folder_it_stands_in_and_a_model_without_a_tokenizer(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "portraits", 16, 7, 64)
+    here = pixelloop("audit", ".", cwd=tmp_path / "portraits")
+    assert "16 pictures in portraits" in here.stdout
+    lost = pixelloop("audit", "portraits", "--base-model", "nowhere", cwd=tmp_path)
+    assert (lost.returncode, "nowhere has no folder 'tokenizer'" in lost.stderr) == (2, True)
 
 
 @pytest.mark.e2e

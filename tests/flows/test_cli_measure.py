@@ -85,3 +85,15 @@ def test_no_name_of_a_lora_leads_out_of_the_folder(tiny_model: Path, tmp_path: P
     result = pixelloop("retest", lora, *words)
     assert result.returncode == 0, result.stderr
     assert [path.name for path in (tmp_path / "out").rglob("*") if not path.is_relative_to(out)] == []
+
+
+def test_pictures_of_loras_of_one_name_lie_apart(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.toml").write_text(PROMPTS)
+    for place in ("monday", "tuesday"):
+        (tmp_path / place).mkdir()
+        save_lora(tmp_path / place / "knights.safetensors", {LAYER: (8, 8)})
+    out = tmp_path / "retest"
+    words = ("--base-model", tiny_model, "--prompts", tmp_path / "prompts.toml", "--out", out)
+    result = pixelloop("retest", tmp_path, *words)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in out.iterdir()} == {"knights", "knights.png", "knights-2", "knights-2.png"}

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from typer.testing import CliRunner
 
 from demo.workspace import lay_out
-from flows import wiring
+from flows import analysis, wiring
 from flows.analysis import keep_principles
 from flows.cli import app
+from optimizer.analysis.principles import learnt
 from optimizer.rules import Rule
 from schema.errors import ConfigError, NotFoundError
+from schema.findings import Principle
 from schema.runs import Outcome, TrainingRun, run_uid
+from tasks.claims import Claim
+from tasks.home import Home
 from tests.conftest import remove
 from tests.optimizer.worlds import START
 
@@ -74,6 +83,34 @@ def test_a_principle_is_listed_accepted_obeyed_and_taken_back(home: Path) -> Non
     assert rules(home) == ()
 
 
+def test_a_users_word_in_the_midst_of_an_analysis_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [sys.executable, "-m", "flows.cli", "principles", "accept", "1", "--home", str(home)]
+    with wiring.session():
+        context = wiring.open_campaign(str(home / "campaign.toml"), str(home))
+        context.store.save_run(_ended(context, len(DIMS), context.space.complete({"network_dim": 8}), 81.0))
+        spoken: list[subprocess.Popen[bytes]] = []
+
+        def learnt_meanwhile(*known: Any) -> list[Principle]:
+            found = learnt(*known)
+            spoken.append(subprocess.Popen(words, stdout=subprocess.DEVNULL))
+            while spoken[0].poll() is None and not _waits(context):
+                time.sleep(0.1)
+            return found
+
+        monkeypatch.setattr(analysis, "learnt", learnt_meanwhile)
+        keep_principles(context)
+        assert spoken[0].wait(60) == 0
+        (known,) = context.store.principles()
+    assert (known.state, known.details.good) == ("accepted", 9)
+    ask(home, "principles", "drop", "1")
+
+
+def _waits(context: wiring.Context) -> bool:
+    with psycopg.connect(context.services.database_url) as connection:
+        held = connection.execute("select count(*) from pg_locks where locktype = 'advisory' and not granted")
+        return bool((held.fetchone() or (0,))[0])
+
+
 def test_what_is_fixed_now_must_keep_an_accepted_rule(home: Path) -> None:
     with wiring.session():
         store = wiring.open_home(str(home)).store
@@ -101,3 +138,13 @@ def test_what_cannot_be_accepted_is_a_sentence(home: Path) -> None:
         store.save_principle(known.changed(state="withdrawn"))
     with pytest.raises(ConfigError, match="contradicted"):
         ask(home, "principles", "accept", "1")
+
+
+def test_no_paired_test_runs_beside_a_campaign(home: Path) -> None:
+    with (
+        Claim.take(Home.at(home).at_work, shared=True) or pytest.fail("not free"),
+        pytest.raises(ConfigError, match="a campaign or another test is at work in"),
+    ):
+        ask(home, "test", "network_dim 16 -> 8")
+    with Claim.take(Home.at(home).at_work) or pytest.fail("not free"):
+        assert "next: 6 runs" in ask(home, "test", "network_dim 16 -> 8", "--plan")

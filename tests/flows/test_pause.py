@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from demo.workspace import lay_out
+from flows.cli_home import program
 from tasks.store.embedded import EmbeddedPostgres
 from tests.conftest import remove
 from tests.flows.test_night import command, environment, pixelloop
@@ -24,7 +25,7 @@ PATIENCE = 240.0
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("paused")
+    folder = tmp_path_factory.mktemp("knights and kings")
     campaign = lay_out(folder)
     campaign.write_text(campaign.read_text().replace("trials = 8", "trials = 50"))
     yield folder
@@ -48,7 +49,7 @@ def test_a_pause_frees_the_machine_until_resume(folder: Path) -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment(), cwd=folder) as night:
         until(lambda: events.exists() and "step" in kinds(events))
         paused = pixelloop(folder, "pause")
-        assert "resume" in paused.stdout
+        assert f"resume --home '{folder}'" in paused.stdout  # as a shell takes it
         until(lambda: kinds(events)[-1] == "stopped")
         length = events.stat().st_size
         time.sleep(3)
@@ -61,6 +62,7 @@ def test_a_pause_frees_the_machine_until_resume(folder: Path) -> None:
         out = night.communicate(timeout=PATIENCE)[0]
     assert night.returncode == 130
     assert "paused; go on with" in out
+    assert f"interrupted; go on with: pixelloop resume --home '{folder}'" in out.replace(program(), "pixelloop")
     assert "the pause is over" in out
 
 

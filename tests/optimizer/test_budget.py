@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from optimizer.budget import deadline, hours_left, hours_used, spent
+from optimizer.budget import deadline, ended_at, hours_left, hours_used, spent
 from schema.campaign import Budget
 from schema.runs import RunHistory
 from tests.optimizer.worlds import START, a_run
@@ -46,6 +46,20 @@ def test_runs_side_by_side_take_their_time_once() -> None:
     assert hours_used([]) == 0.0
     assert hours_used([ran(0, 2), ran(1, 3), ran(1.5, 2), ran(5, 6)]) == pytest.approx(4.0)
     assert hours_used([ran(0, 2), ran(4, 1)]) == pytest.approx(2.0)  # the clock was set back
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 5), st.floats(-30, 30), st.floats(0, 20)), min_size=1, max_size=5))
+def test_a_clock_that_jumps_and_a_run_that_waits_for_another_night_make_no_hours(
+    runs: list[tuple[float, float, float]],
+) -> None:
+    """Runs one after another, each with the jump of the clock and the pause that come in its midst."""
+    clock, history = START, list[RunHistory]()
+    for worked, jump, pause in runs:
+        begun, clock = clock, clock + timedelta(hours=worked + pause + jump)
+        ended = ended_at(clock, worked * 3600, history)
+        run = a_run(0, {"time_at_work": worked * 3600}, 50.0).run.changed(started_at=begun, finished_at=ended)
+        history.append(RunHistory(run=run))
+    assert hours_used(history) == pytest.approx(sum(worked for worked, _, _ in runs))
 
 
 def test_money_is_hours_at_the_price_of_the_gpu() -> None:

@@ -75,3 +75,18 @@ def test_mistakes_are_one_sentence(tmp_path: Path, text: str, sentence: str) -> 
     path.write_text(text)
     with pytest.raises(ConfigError, match=sentence):
         load_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "seeds", "told"),
+    [
+        (("green knight", "green/knight"), "[1]", "green knight and green/knight"),
+        (("髪" * 80, "髪" * 90), "[1]", "have the same name as files"),
+        (("king", "queen"), "[1, 2, 1]", "seed 1 stands twice"),
+    ],
+)
+def test_two_pictures_never_share_a_file(tmp_path: Path, names: tuple[str, str], seeds: str, told: str) -> None:
+    file = tmp_path / "prompts.toml"
+    file.write_text(f"seeds = {seeds}\n" + "".join(f'[[prompts]]\nname = "{n}"\ntext = "a king"\n' for n in names))
+    with pytest.raises(ConfigError, match=told):
+        load_prompts(file)

@@ -38,6 +38,17 @@ def test_a_claim_is_one_process_alone_and_ends_with_it(tmp_path: Path) -> None:
         pass
 
 
+def test_many_may_share_a_claim_that_nobody_has_alone(tmp_path: Path) -> None:
+    place = tmp_path / "claim"
+    first, second = (Claim.take(place, shared=True) or pytest.fail("not shared") for _ in range(2))
+    assert Claim.take(place) is None
+    first.release()
+    assert Claim.take(place) is None
+    second.release()
+    with Claim.take(place) or pytest.fail("not free"):
+        assert Claim.take(place, shared=True) is None
+
+
 def test_each_process_gets_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(gpus.VISIBLE, "2, GPU-5a1,")
     names = gpus.visible()

@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from schema.prompts import Prompt, PromptSuite
-from tasks.sampling.pictures import file_name, picture_names, save_pictures, save_sheet
+from schema.prompts import Prompt, PromptSuite, file_name
+from tasks.sampling.pictures import picture_names, save_pictures, save_sheet
 
 SUITE = PromptSuite(prompts=(Prompt(name="green knight/1", text="a"), Prompt(name="king", text="b")), seeds=(7, 8))
 
