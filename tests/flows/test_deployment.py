@@ -185,6 +185,21 @@ def test_a_run_that_never_began_is_not_run_again(prefect: Prefect, tmp_path: Pat
 
 
 @pytest.mark.e2e
+def test_a_run_that_was_cancelled_and_whose_process_is_gone_is_not_run_again(prefect: Prefect, tmp_path: Path) -> None:
+    """Prefect takes seconds to write down that it is cancelled; the next campaign of the home may begin meanwhile."""
+    prefect.run(tmp_path / "campaign.toml", tmp_path / "home")
+    run = list(prefect.states())[-1]
+    for state in ("PENDING", "RUNNING", "CANCELLING"):
+        prefect.set_state(run, state)
+    home = Home.at(tmp_path / "home")
+    home.flow_runs.mkdir(parents=True)
+    (home.flow_runs / run).touch()
+    with temporary_settings({PREFECT_API_URL: prefect.url}):
+        assert tidy(home) == 1
+    assert prefect.states()[run] == "CANCELLED"
+
+
+@pytest.mark.e2e
 def test_a_campaign_may_come_from_a_form(prefect: Prefect, tmp_path: Path) -> None:
     home, campaign = tmp_path / "home", small_campaign(tmp_path / "demo", epochs=1)
     file = load_campaign(campaign)
