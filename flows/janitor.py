@@ -18,7 +18,7 @@ from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 
 from tasks.claims import Claim
 from tasks.home import Home
@@ -53,7 +53,9 @@ def _bury(client: SyncPrefectClient, run: UUID) -> int:
     with contextlib.suppress(ObjectNotFound):  # of another Prefect server
         state = client.read_flow_run(run).state
         if state is not None and not state.is_final():
-            client.set_flow_run_state(run, Crashed(message="its process is gone"), force=True)
+            # One that was to be cancelled is: a crash would have it run again.
+            end = Cancelled if state.is_cancelling() else Crashed
+            client.set_flow_run_state(run, end(message="its process is gone"), force=True)
             found += 1
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterable
@@ -233,5 +232,5 @@ def replace_text(path: Path, text: str | Iterable[str]) -> Path:
 
 
 def _part(path: Path) -> Path:
-    """Where a file grows; each process has its own."""
-    return path.with_name(f"{path.name}.{os.getpid()}.part")
+    """Where a file grows; each writer has its own: processes of two containers may have one number."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")

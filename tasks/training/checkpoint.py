@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import pickle
+import uuid
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,7 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         OSError: no room, or no permission; the error names the file.
     """
-    part = path.with_suffix(f".{os.getpid()}.part")
+    part = path.with_suffix(f".{uuid.uuid4().hex}.part")  # processes of two containers may have one number
     try:
         with part.open("wb") as file:
             file.write(data)

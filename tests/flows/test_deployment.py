@@ -79,10 +79,10 @@ class Prefect:
         found = httpx.post(f"{self.url}/flow_runs/filter", json={"sort": "EXPECTED_START_TIME_ASC"}).json()
         return {run["id"]: run["state_type"] for run in found if run["deployment_id"] is not None}
 
-    def cancel(self, run: str) -> None:
-        """What the button in Prefect's UI does."""
-        state = {"type": "CANCELLING", "name": "Cancelling"}
-        httpx.post(f"{self.url}/flow_runs/{run}/set_state", json={"state": state}).raise_for_status()
+    def set_state(self, run: str, state: str) -> None:
+        """What a button in Prefect's UI, or a worker, does."""
+        words = {"state": {"type": state, "name": state.capitalize()}}
+        httpx.post(f"{self.url}/flow_runs/{run}/set_state", json=words).raise_for_status()
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -142,7 +142,7 @@ def test_a_flow_that_is_cancelled_or_killed_leaves_no_trainer_and_is_gone_on_wit
     worker = prefect.start("worker", "start", "--pool", "gpu", "--prefetch-seconds", "60")
     try:
         run, running = training(prefect, campaign, home, worker)
-        prefect.cancel(run)
+        prefect.set_state(run, "CANCELLING")
         wait_for(lambda: prefect.states()[run] == "CANCELLED")
         wait_for(lambda: not any(map(alive, running)))
         assert isinstance([event for event, _ in read_events(events)][-1], StoppedEvent)
@@ -175,6 +175,31 @@ def test_a_flow_that_is_cancelled_or_killed_leaves_no_trainer_and_is_gone_on_wit
 
 
 @pytest.mark.e2e
+def test_a_run_that_never_began_is_not_run_again(prefect: Prefect, tmp_path: Path) -> None:
+    """Where no container can be started, each would crash at once and bring the next."""
+    prefect.run(tmp_path / "campaign.toml", tmp_path / "home")
+    known = prefect.states()
+    prefect.set_state(list(known)[-1], "CRASHED")
+    time.sleep(15)
+    assert prefect.states().keys() == known.keys()
+
+
+@pytest.mark.e2e
+def test_a_run_that_was_cancelled_and_whose_process_is_gone_is_not_run_again(prefect: Prefect, tmp_path: Path) -> None:
+    """Prefect takes seconds to write down that it is cancelled; the next campaign of the home may begin meanwhile."""
+    prefect.run(tmp_path / "campaign.toml", tmp_path / "home")
+    run = list(prefect.states())[-1]
+    for state in ("PENDING", "RUNNING", "CANCELLING"):
+        prefect.set_state(run, state)
+    home = Home.at(tmp_path / "home")
+    home.flow_runs.mkdir(parents=True)
+    (home.flow_runs / run).touch()
+    with temporary_settings({PREFECT_API_URL: prefect.url}):
+        assert tidy(home) == 1
+    assert prefect.states()[run] == "CANCELLED"
+
+
+@pytest.mark.e2e
 def test_a_campaign_may_come_from_a_form(prefect: Prefect, tmp_path: Path) -> None:
     home, campaign = tmp_path / "home", small_campaign(tmp_path / "demo", epochs=1)
     file = load_campaign(campaign)
@@ -193,6 +218,14 @@ def test_pools_of_containers_take_their_templates(prefect: Prefect, kind: str) -
     prefect("work-pool", "create", kind, "--type", kind, "--base-job-template", str(DEPLOY / f"{kind}.json"))
     kept = httpx.get(f"{prefect.url}/work_pools/{kind}").json()["base_job_template"]
     assert "gpu" in json.dumps(kept)
+
+
+def test_what_belongs_to_a_job_of_kubernetes_does_not_stand_in_its_pod() -> None:
+    """A server drops unknown fields without a word, or refuses them."""
+    template = json.loads((DEPLOY / "kubernetes.json").read_text())
+    job = template["job_configuration"]["job_manifest"]["spec"]
+    assert {"completions", "parallelism", "backoffLimit"} <= job.keys()
+    assert not job.keys() & job["template"]["spec"].keys()
 
 
 def training(

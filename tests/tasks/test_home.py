@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -101,3 +101,16 @@ def test_a_text_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:
         replace_text(page, (str(1 // left) for left in (1, 0)))
     assert page.read_text() == "old"
     assert replace_text(page, iter(("n", "ew"))).read_text() == "new"
+
+
+def test_two_writers_of_one_file_do_not_tread_on_each_other_though_they_have_one_process_number(tmp_path: Path) -> None:
+    """As in two containers, each of which counts its processes from 1."""
+    page, first = tmp_path / "page.html", iter(["be", "gun"])
+
+    def second() -> Iterator[str]:
+        yield next(first)
+        replace_text(page, "other")
+        yield next(first)
+
+    assert replace_text(page, second()).read_text() == "begun"
+    assert list(tmp_path.iterdir()) == [page]

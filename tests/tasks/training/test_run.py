@@ -7,7 +7,9 @@ import json
 import os
 import re
 import signal
+import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -218,17 +220,28 @@ def test_a_state_of_other_settings_is_not_gone_on_with(trial: Trial) -> None:
     assert "saved under another learning_rate" in failed.sentence
 
 
-def test_a_full_disk_is_an_outcome_that_names_the_file(trial: Trial, tmp_path: Path) -> None:
+def test_a_full_disk_is_an_outcome_that_names_the_file(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = trial()
     target = config.parent / "checkpoints" / "lora-000001.safetensors"
     target.parent.mkdir(parents=True)
-    target.with_suffix(f".{os.getpid()}.part").symlink_to("/dev/full")  # a device that is always full
+    monkeypatch.setattr("uuid.uuid4", lambda: uuid.UUID(int=0))  # where the file will grow
+    target.with_suffix(f".{uuid.UUID(int=0).hex}.part").symlink_to("/dev/full")  # a device that is always full
     failed = failure(config)
     assert failed.outcome is Outcome.DISK_FULL
     assert str(target) in failed.sentence
     assert not target.exists()
     with pytest.raises(OSError, match="No such file"):
         write_whole(tmp_path / "nowhere" / "x", b"")
+
+
+def test_latents_that_trainers_of_one_process_number_write_at_a_time_are_whole(tmp_path: Path) -> None:
+    """As in two containers, each of which counts its processes from 1."""
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(lambda _: write_whole(tmp_path / "latents", b"x" * 100_000), range(200)))
+    assert (tmp_path / "latents").read_bytes() == b"x" * 100_000
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
