@@ -1,12 +1,14 @@
 """The dashboard's web server: the standard library's, a thread a request.
 
-optuna-dashboard has no login, and whoever reaches it may delete studies: it stays on 127.0.0.1.
+optuna-dashboard has no login, and whoever reaches it may delete studies: it stays on 127.0.0.1, and answers to names of
+this machine alone. Else a page from elsewhere, whose name is made to lead here, could ask it through a browser.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
 
 logger = logging.getLogger(__name__)
+_PORT = re.compile(r":\d*$")  # any: a tunnel may begin at another one
 
 
 class DashboardServer(ThreadingMixIn, WSGIServer):
@@ -33,6 +36,19 @@ class DashboardServer(ThreadingMixIn, WSGIServer):
         super().server_close()
         if self.opened is not None:
             self.opened.engine.dispose()
+
+    def set_app(self, application: Any) -> None:
+        """Take the application; what is asked by another machine's name does not get to it."""
+        names = {"127.0.0.1", "localhost", "[::1]", str(self.server_address[0])}
+
+        def guarded(environ: dict[str, Any], start_response: Any) -> Any:
+            name = _PORT.sub("", environ.get("HTTP_HOST", ""))
+            if name.lower() in names:
+                return application(environ, start_response)
+            start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+            return [b"ask by the address that the program has told"]
+
+        super().set_app(guarded)
 
     @property
     def url(self) -> str:

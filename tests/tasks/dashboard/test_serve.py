@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import optuna
 import pytest
 
@@ -74,6 +75,15 @@ def test_the_picture_in_the_note_is_served_as_it_was_drawn(server: DashboardServ
 
 def test_it_listens_on_this_machine_only(server: DashboardServer) -> None:
     assert server.server_address[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("path", ["/dashboard", "/api/studies"])
+def test_it_answers_to_names_of_this_machine_alone(server: DashboardServer, path: str) -> None:
+    for host in ("localhost", f"localhost:{server.server_port}", "LOCALHOST:9999", "[::1]:80"):
+        assert httpx.get(server.url.rstrip("/") + path, headers={"Host": host}).status_code == 200
+    for host in ("evil.example", f"evil.example:{server.server_port}", "127.0.0.1.evil.example", "", "localhost:80:80"):
+        refused = httpx.get(server.url.rstrip("/") + path, headers={"Host": host})
+        assert (refused.status_code, refused.text) == (403, "ask by the address that the program has told")
 
 
 def test_a_port_in_use_is_one_sentence_unless_any_port_will_do(storage_url: str, artifact_dir: Path) -> None:
