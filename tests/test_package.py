@@ -1,7 +1,8 @@
-"""What is installed is whole: code, and every file that lies beside it."""
+"""What is installed, and what goes into the image, is whole: code, and every file that lies beside it."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -27,3 +28,11 @@ def test_a_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
         if file.is_file()
     }
     assert wanted - set(zipfile.ZipFile(wheel).namelist()) == set()
+
+
+def test_the_image_gets_every_package() -> None:
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    copied = {name for line in re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE) for name in line.split()}
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert set(PACKAGES) < copied == let_through
+    assert all((ROOT / name).exists() for name in copied)
