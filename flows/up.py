@@ -126,7 +126,7 @@ def _deploy(home: Home) -> None:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
     again = DeploymentEventTrigger(
         expect={"prefect.flow-run.Crashed"},
-        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match={"prefect.resource.id": "prefect.flow-run.*", "prefect.run-count": "!0"},  # it had begun
         match_related={"prefect.resource.role": "deployment", "prefect.resource.name": campaign.name},
         parameters={name: _of_the_crashed(name) for name in ("campaign_file", "home")},
     )
