@@ -70,7 +70,7 @@ class EmbeddedPostgres:
             deadline = time.monotonic() + timeout
             while not self._answers():
                 if time.monotonic() > deadline:
-                    raise StoreUnavailableError(f"the database does not answer: see {self._log}")
+                    raise StoreUnavailableError(self._silence())
                 if not self._alive():
                     self._launch(timeout)
                 time.sleep(0.05)
@@ -171,19 +171,37 @@ class EmbeddedPostgres:
     def _reaches(self, path: Path) -> bool:
         return self._run(["test", "-x", str(path)], subprocess.DEVNULL) == 0
 
+    def _silence(self) -> str:
+        if self._alive():
+            return f"the database does not answer: see {self._log}"
+        return (
+            f"the database in {self.root} is held from another container or machine: let them share one network, "
+            "or give both the same DATABASE_URL"
+        )
+
     def _launch(self, timeout: float) -> None:
-        """Start the server; returns without one where an earlier server's last processes still hold the data.
+        """Start the server; returns without one where another one's processes still hold the data.
+
+        Each process of a server keeps the lock. It is seen from other containers too, where a process number names
+        nothing or something else: two servers on the same data destroy it.
 
         Raises:
             StoreUnavailableError: it does not start.
         """
+        with (self._data.parent / "held").open("w") as held, contextlib.suppress(BlockingIOError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._launch_alone(timeout, held.fileno())
+
+    def _launch_alone(self, timeout: float, held: int) -> None:
         (self._data / "postmaster.pid").unlink(missing_ok=True)  # Postgres would believe a stale one
         if not _is_free(int(self._state()["port"])):
             self._keep(self._state() | {"port": str(_free_port())})
         options = f"-h 127.0.0.1 -p {self._state()['port']} -k ''"
         start = ["-D", str(self._data), "-w", "-t", str(int(timeout)), "-l", str(self._log), "-o", options, "start"]
         written = self._log.stat().st_size if self._log.exists() else 0
-        if not self._tool("pg_ctl", *start, check=False) and b"is still in use" not in self._log_after(written):
+        if not self._tool("pg_ctl", *start, check=False, keep=(held,)) and b"is still in use" not in self._log_after(
+            written
+        ):
             raise StoreUnavailableError(f"the database did not start: see {self._log}")
 
     def _log_after(self, position: int) -> bytes:
@@ -210,21 +228,21 @@ class EmbeddedPostgres:
             return False
         return True
 
-    def _tool(self, name: str, *arguments: str, check: bool = True) -> bool:
+    def _tool(self, name: str, *arguments: str, check: bool = True, keep: tuple[int, ...] = ()) -> bool:
         """Run one of Postgres' tools; whether it succeeded.
 
         Raises:
             StoreError: it did not, and `check` is set.
         """
         with tempfile.TemporaryFile("w+") as output:  # a pipe would stay open in the server
-            code = self._run([str(self._binaries() / name), *arguments], output)
+            code = self._run([str(self._binaries() / name), *arguments], output, keep)
             output.seek(0)
             if check and code:
                 raise StoreError(f"{name} failed: {output.read().strip()}")
         return code == 0
 
-    def _run(self, command: list[str], output: IO[str] | int) -> int:
-        """Run a command as the server's user; its exit code."""
+    def _run(self, command: list[str], output: IO[str] | int, keep: tuple[int, ...] = ()) -> int:
+        """Run a command as the server's user, with some files left open to it; its exit code."""
         user = self._user
         return subprocess.run(
             command,
@@ -233,6 +251,7 @@ class EmbeddedPostgres:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            pass_fds=keep,
             user=user.pw_uid if user else None,
             group=user.pw_gid if user else None,
             extra_groups=[] if user else None,

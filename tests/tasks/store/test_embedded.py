@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +42,20 @@ def test_starting_joins_a_running_server_and_keeps_the_port(server: EmbeddedPost
     assert postmaster(server) == pid
     server.stop()
     assert server.start() == url
+
+
+def test_another_container_starts_no_second_server_on_the_same_data(server: EmbeddedPostgres) -> None:
+    """With process numbers and a network of its own it sees nothing of the first."""
+    apart = ["unshare", "--fork", "--pid", "--net", "--mount-proc"]
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces can be made here")
+    url = server.start()
+    pid = postmaster(server)
+    program = f"from tasks.store.embedded import *; EmbeddedPostgres(Path({str(server.root)!r})).start(timeout=2)"
+    other = subprocess.run([*apart, sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "is held from another container or machine" in other.stderr
+    assert postmaster(server) == pid
+    psycopg.connect(url).close()
 
 
 def test_rows_survive_a_killed_server(server: EmbeddedPostgres) -> None:
