@@ -199,9 +199,8 @@ class EmbeddedPostgres:
         options = f"-h 127.0.0.1 -p {self._state()['port']} -k ''"
         start = ["-D", str(self._data), "-w", "-t", str(int(timeout)), "-l", str(self._log), "-o", options, "start"]
         written = self._log.stat().st_size if self._log.exists() else 0
-        if not self._tool("pg_ctl", *start, check=False, keep=(held,)) and b"is still in use" not in self._log_after(
-            written
-        ):
+        started = self._tool("pg_ctl", *start, check=False, keep=(held,))
+        if not started and b"is still in use" not in self._log_after(written):
             raise StoreUnavailableError(f"the database did not start: see {self._log}")
 
     def _log_after(self, position: int) -> bytes:
