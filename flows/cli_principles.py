@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from click.core import ParameterSource
 from rich.console import Console
 
 from flows.cli_home import campaign_path, opened_home
@@ -40,7 +41,10 @@ def list_(
 
     Example: [bold]pixelloop principles --home demo-run[/], then [bold]pixelloop principles accept 1[/]
     """
-    if context.invoked_subcommand is not None:
+    if (command := context.invoked_subcommand) is not None:
+        for option in ("home", "campaign"):
+            if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+                raise ConfigError(f"write --{option} behind {command}: pixelloop principles {command} 1 --{option} ...")
         return
     with _scoped(home, campaign) as scope:
         found, runs = scope.principles, scope.runs

@@ -140,6 +140,11 @@ def test_what_cannot_be_accepted_is_a_sentence(home: Path) -> None:
         ask(home, "principles", "accept", "1")
 
 
+def test_an_option_that_would_not_be_heard_is_a_sentence(home: Path) -> None:
+    with pytest.raises(ConfigError, match="write --home behind accept"):
+        CliRunner().invoke(app, ["principles", "--home", str(home), "accept", "1"], catch_exceptions=False)
+
+
 def test_no_paired_test_runs_beside_a_campaign(home: Path) -> None:
     with (
         Claim.take(Home.at(home).at_work, shared=True) or pytest.fail("not free"),
