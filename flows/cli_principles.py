@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from click.core import ParameterSource
 from rich.console import Console
 
 from flows.cli_home import campaign_path, opened_home
@@ -43,7 +42,8 @@ def list_(
     """
     if (command := context.invoked_subcommand) is not None:
         for option in ("home", "campaign"):
-            if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+            source = context.get_parameter_source(option)
+            if source is not None and source.name == "COMMANDLINE":
                 raise ConfigError(f"write --{option} behind {command}: pixelloop principles {command} 1 --{option} ...")
         return
     with _scoped(home, campaign) as scope:
