@@ -101,3 +101,11 @@ def test_a_text_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:
         replace_text(page, (str(1 // left) for left in (1, 0)))
     assert page.read_text() == "old"
     assert replace_text(page, iter(("n", "ew"))).read_text() == "new"
+
+
+@pytest.mark.parametrize("kept", ["", "{}", '{"uid": 7}', "[1]", '{"uid": "no number"}'])
+def test_a_home_whose_identity_is_broken_is_one_sentence(tmp_path: Path, kept: str) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "home.json").write_text(kept)
+    with pytest.raises(ConfigError, match=r"home.json does not hold the identity of a home"):
+        _ = Home.at(tmp_path / "home").uid
