@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -159,7 +160,8 @@ def show(context: Context, found: Analysis) -> Path:
     plots = {"quality-by-epoch": curves, "predicted-and-measured": calibration(history)}
     annotate_study(context.study.study, _note(context, found), plots)
     if best is not None and best.run.best_checkpoint is not None:
-        copy_atomically(context.home.inside(best.run.best_checkpoint), context.home.best_lora(context.name))
+        with contextlib.suppress(FileNotFoundError):  # rows of another home came without their files
+            copy_atomically(context.home.inside(best.run.best_checkpoint), context.home.best_lora(context.name))
     report = context.home.report(context.name)
     ledger = context.services.ledger(context.name, history)
     return write_report(report, context.name, history, found, ledger, base, context.home.root, principles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -273,9 +274,9 @@ def main() -> NoReturn:
         err.print(f"[red]pixelloop:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        told = escape(f"{error.filename}: {error.strerror}")
+        told = escape(": ".join(str(part) for part in (error.filename, error.strerror) if part is not None))
         err.print(f"[red]pixelloop:[/] {told}", soft_wrap=True, highlight=False)
         sys.exit(2)
     sys.exit(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from flows.cli_home import named_run, opened_campaign
 from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
-from schema.errors import ConfigError
+from schema.errors import ConfigError, NotFoundError
 from schema.parameters import parse_setting, with_defaults
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def impact(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_
         return
     out.print(impact_note(found, scope), markup=False, highlight=False, soft_wrap=True)
     for path in paths:
-        out.print(f"{path.suffix[1:]:5s} {os.path.relpath(path)}", soft_wrap=True, highlight=False)
+        out.print(f"{path.suffix[1:]:5s} {os.path.relpath(path)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def diagnose(
@@ -120,7 +121,7 @@ def diagnose(
 
     with opened_campaign(home, campaign) as context:
         run = named_run(context.services, name, campaign)
-        found = [d for d in diagnosed(context, run, epoch) if issue in (None, d.issue)]
+        found = _of_issue(diagnosed(context, run, epoch), issue, run.run.run_name)
     if as_json:
         print(json.dumps(_told(run, found).model_dump(mode="json"), indent=2))
         return
@@ -128,6 +129,20 @@ def diagnose(
 
     whole = epoch is None and issue is None
     out.print(diagnosis_view(_told(run, found)) if whole else diagnoses_view(found))
+
+
+def _of_issue(found: Sequence[Diagnosis], issue: str | None, run_name: str) -> list[Diagnosis]:
+    """All diagnoses, or those of one issue, whose name may be written as it is shown.
+
+    Raises:
+        NotFoundError: it was not found; the message lists those that were.
+    """
+    wanted = None if issue is None else issue.replace(" ", "_")
+    chosen = [d for d in found if wanted in (None, d.issue)]
+    if wanted is not None and not chosen:
+        there = ", ".join(dict.fromkeys(d.issue for d in found)) or "none"
+        raise NotFoundError(f"{run_name} has no issue {wanted}: there is {there}")
+    return chosen
 
 
 def _told(run: RunHistory, found: list[Diagnosis]) -> RunHistory:

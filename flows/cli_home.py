@@ -100,7 +100,7 @@ def alone_at_work(home: Path) -> Claim:
 
 def command(*words: object) -> str:
     """A command of this program as a shell takes it, whatever is in the words."""
-    return f"{program()} {shlex.join(map(str, words))}"
+    return shlex.join([program(), *map(str, words)])
 
 
 def program() -> str:

@@ -40,7 +40,11 @@ def list_(
 
     Example: [bold]pixelloop principles --home demo-run[/], then [bold]pixelloop principles accept 1[/]
     """
-    if context.invoked_subcommand is not None:
+    if (command := context.invoked_subcommand) is not None:
+        for option in ("home", "campaign"):
+            source = context.get_parameter_source(option)
+            if source is not None and source.name == "COMMANDLINE":
+                raise ConfigError(f"write --{option} behind {command}: pixelloop principles {command} 1 --{option} ...")
         return
     with _scoped(home, campaign) as scope:
         found, runs = scope.principles, scope.runs

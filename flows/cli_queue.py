@@ -59,10 +59,14 @@ def add(
     from optimizer.analysis.lifecycle import queue_of, with_queue
 
     with opened_campaign(home, campaign) as context:
-        known = context.store.hypotheses(context.name)
-        wanted = _proposal(known, experiment[0]) if experiment[0].isdigit() else _by_hand(context, experiment)
-        waiting = [*(h for h in queue_of(known) if h.uid != wanted.uid), wanted]
-        _keep(context, with_queue(known, waiting), as_json)
+        number = experiment[0] if experiment[0].isdigit() else None
+        by_hand = _by_hand(context, experiment) if number is None else None  # takes seconds: not while others wait
+        with context.study.alone():
+            known = context.store.hypotheses(context.name)
+            wanted = by_hand or _proposal(known, str(number))
+            waiting = [*(h for h in queue_of(known) if h.uid != wanted.uid), wanted]
+            kept = _keep(context, with_queue(known, waiting))
+    _show(kept, as_json)
 
 
 @queue.command()
@@ -75,10 +79,11 @@ def drop(
     """
     from optimizer.analysis.lifecycle import queue_of, reordered, with_queue
 
-    with opened_campaign(home, campaign) as context:
+    with opened_campaign(home, campaign) as context, context.study.alone():
         known = context.store.hypotheses(context.name)
         waiting = reordered(queue_of(known), place, place)
-        _keep(context, with_queue(known, [h for i, h in enumerate(waiting) if i != place - 1]), as_json)
+        kept = _keep(context, with_queue(known, [h for i, h in enumerate(waiting) if i != place - 1]))
+    _show(kept, as_json)
 
 
 @queue.command()
@@ -95,9 +100,10 @@ def reorder(
     """
     from optimizer.analysis.lifecycle import queue_of, reordered, with_queue
 
-    with opened_campaign(home, campaign) as context:
+    with opened_campaign(home, campaign) as context, context.study.alone():
         known = context.store.hypotheses(context.name)
-        _keep(context, with_queue(known, reordered(queue_of(known), place, to)), as_json)
+        kept = _keep(context, with_queue(known, reordered(queue_of(known), place, to)))
+    _show(kept, as_json)
 
 
 def _proposal(known: Sequence[Hypothesis], number: str) -> Hypothesis:
@@ -127,11 +133,12 @@ def _asked(context: Context, change: Parameters) -> Hypothesis:
     return costed(made, before, history, num_images(context.file.dataset_dir), audited(context))
 
 
-def _keep(context: Context, hypotheses: Sequence[Hypothesis], as_json: bool) -> None:
+def _keep(context: Context, hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """Keep what was read a moment ago, with no analysis in between; the queue that it makes."""
     from optimizer.analysis.lifecycle import queue_of
 
     context.store.save_hypotheses(hypotheses)
-    _show(queue_of(hypotheses), as_json)
+    return queue_of(hypotheses)
 
 
 def _show(waiting: Sequence[Hypothesis], as_json: bool) -> None:

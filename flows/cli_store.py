@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.blocks import open_settings
+from flows.cli_home import named_run
 from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption
 from schema.errors import ConfigError, NotFoundError
 
@@ -83,7 +84,7 @@ def log(
     style: Annotated[float, typer.Argument(help="How well they match the style, 0-10.", min=0, max=10)],
     prompt: Annotated[float, typer.Argument(help="How well they do what the prompts say, 0-10.", min=0, max=10)],
     words: Annotated[str | None, typer.Argument(help="What you saw.")] = None,
-    run: Annotated[str | None, typer.Option("--run", "-r", help="Name of the run; the newest if left out.")] = None,
+    run: Annotated[str | None, typer.Option("--run", "-r", help="Name or number; the newest if left out.")] = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -226,12 +227,13 @@ def _own(services: Services) -> list[Found]:
 
 
 def _run(services: Services, name: str | None) -> TrainingRun:
+    """A run by its name or number as everywhere, or the newest of all campaigns."""
+    if name is not None:
+        return named_run(services, name, None).run
     runs = services.store.runs()
-    named = [r for r in runs if name in (None, r.run_name)]
-    if not named:
-        known = ", ".join(r.run_name for r in runs) or "none yet"
-        raise NotFoundError(f"no run {name or ''} in {services.home.root}: there is {known}")
-    return named[-1]
+    if not runs:
+        raise NotFoundError(f"no run in {services.home.root}: there is none yet")
+    return runs[-1]
 
 
 def _as_data(imported: Sequence[Imported], ends: Sequence[str], notes: Sequence[str]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def paired_test(
     wanted = Change.parse(change)
     state = _state(wanted, home, campaign, worth)
     if not plan and state.verdict.state == "running":
-        _run(wanted, state, home, campaign, err if as_json else out)
+        _run(wanted, state.file, worth, home, campaign, err if as_json else out)
         state = _state(wanted, home, campaign, worth)
     if as_json:
         print(json.dumps(_as_json(state), indent=2, default=str))
@@ -87,15 +87,18 @@ def _state(change: Change, home: HomeOption, campaign: str | None, worth: float 
         return _State(pairs, told, asked, ahead, total, str(context.path), pairs_needed(asked, spread))
 
 
-def _run(change: Change, state: _State, home: HomeOption, campaign: str | None, console: Console) -> None:
+def _run(
+    change: Change, file: str, worth: float | None, home: HomeOption, campaign: str | None, console: Console
+) -> None:
     from tasks.home import Home
 
     name = ("--campaign", campaign) if campaign else ()
-    with alone_at_work(home), served_home(home, console, ("test", change, "--home", home, *name)):
+    asked = () if worth is None else ("--worth", worth)
+    with alone_at_work(home), served_home(home, console, ("test", change, "--home", home, *name, *asked)):
         from flows.experiment import experiment
         from flows.patience import patiently
 
-        patiently(lambda: experiment(state.file, str(Home.at(home).root), str(change), state.worth))
+        patiently(lambda: experiment(file, str(Home.at(home).root), str(change), worth))
 
 
 def _as_json(state: _State) -> dict[str, object]:

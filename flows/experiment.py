@@ -9,7 +9,8 @@ from prefect import flow
 from flows import interrupt, progress
 from flows.wiring import Context, open_campaign, pin_gpu, session
 from flows.work import claim, run_claimed
-from optimizer.analysis.paired import LEAST_PAIRS, Change, missing, verdict_on
+from optimizer.analysis.lifecycle import noise
+from optimizer.analysis.paired import LEAST_PAIRS, Change, Verdict, missing, verdict_on, worth_of
 from schema.errors import NotFoundError
 from schema.findings import PAIRED_TEST, Decision, GateVerdict
 from schema.parameters import Parameters
@@ -17,7 +18,7 @@ from tasks.claims import Claim
 
 
 @flow(name="experiment", flow_run_name="{change}")
-def experiment(campaign_file: str, home: str, change: str, worth: float) -> str:
+def experiment(campaign_file: str, home: str, change: str, worth: float | None = None) -> str:
     """Run pairs that differ in one parameter, until they decide whether the change brings anything.
 
     Started again it first goes on with a half that was cut off. It ends without a verdict where runs bring no pair, as
@@ -27,7 +28,7 @@ def experiment(campaign_file: str, home: str, change: str, worth: float) -> str:
         campaign_file: path of campaign.toml.
         home: folder of database, runs and reports.
         change: as ``keep_tokens 1 -> 3``.
-        worth: quality points; a change that brings fewer is refuted.
+        worth: quality points; a change that brings fewer is refuted. Left out, by the noise that the runs show so far.
 
     Returns:
         The state of the verdict.
@@ -35,7 +36,7 @@ def experiment(campaign_file: str, home: str, change: str, worth: float) -> str:
     with session():
         context, wanted = open_campaign(campaign_file, home), Change.parse(change)
         pin_gpu(context.services.settings.device)
-        told, before = verdict_on(wanted, context.related(), context.space, worth), -1
+        told, before = _judged(context, wanted, worth), -1
         while told.state == "running" and told.pairs > before:
             halves = missing(wanted, context.related(), context.space, max(LEAST_PAIRS - told.pairs, 1))
             effect = f", effect {told.effect:+.1f}" if told.pairs else ""
@@ -46,10 +47,17 @@ def experiment(campaign_file: str, home: str, change: str, worth: float) -> str:
                 if claimed is not None:
                     run_claimed(context, *claimed, context.file.budget)
             before = told.pairs
-            told = verdict_on(wanted, context.related(), context.space, worth)
+            told = _judged(context, wanted, worth)
         if told.state == "running":
             progress.listener.message("[red]no pair came of these runs[/]: see how they ended with 'pixelloop status'")
         return told.state
+
+
+def _judged(context: Context, change: Change, worth: float | None) -> Verdict:
+    """What all runs so far say of a change, as the command tells it in the end."""
+    history = context.related()
+    asked = worth if worth is not None else worth_of(noise(history, context.space))
+    return verdict_on(change, history, context.space, asked)
 
 
 def _half(context: Context, change: Change, parameters: Parameters) -> tuple[int, Claim] | None:
@@ -64,5 +72,14 @@ def _half(context: Context, change: Change, parameters: Parameters) -> tuple[int
         reason = f"half of a test: {change}"
         verdict = GateVerdict(decision=Decision.RUN, reason=reason, rule=PAIRED_TEST)
         context.study.note(proposal.number, "tests", str(change))
-        context.store.save_run(context.new_run(proposal.number, parameters).changed(verdict=verdict))
+        context.store.save_run(context.new_run(proposal.number, _as_own(context, parameters)).changed(verdict=verdict))
         return claim(context, proposal.number)
+
+
+def _as_own(context: Context, parameters: Parameters) -> Parameters:
+    """A setting as the campaign's own trials keep it: what it leaves unset is not 0, where both train the same."""
+    unset = {
+        name: None for name, value in context.space.complete({}).items() if value is None and not parameters.get(name)
+    }
+    same = context.space.key(parameters | unset) == context.space.key(parameters)
+    return parameters | unset if same else parameters

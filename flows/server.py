@@ -119,7 +119,8 @@ class _Server:
                 if httpx.get(f"{self.url}/health", timeout=2).is_success:
                     return
             time.sleep(0.3)
-        raise PixelloopError(f"the Prefect server did not start within {wait:.0f} s: see {self._log}")
+        told = f"did not start within {wait:.0f} s" if self._alive() else "ended while it started"
+        raise PixelloopError(f"the Prefect server {told}: see {self._log}")
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

@@ -68,7 +68,11 @@ class Home:
 
     @property
     def uid(self) -> uuid.UUID:
-        """Identity of the home, made at first use and kept."""
+        """Identity of the home, made at first use and kept.
+
+        Raises:
+            ConfigError: its file is broken.
+        """
         if not self.exists:
             self.root.mkdir(parents=True, exist_ok=True)
             part = self._identity.with_suffix(f".{uuid.uuid4().hex}.part")
@@ -79,7 +83,11 @@ class Home:
                 pass
             finally:
                 part.unlink()
-        return uuid.UUID(json.loads(self._identity.read_text())["uid"])
+        try:
+            return uuid.UUID(json.loads(self._identity.read_text())["uid"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            told = "does not hold the identity of a home: put the file back, or take another --home"
+            raise ConfigError(f"{self._identity} {told}") from None
 
     @property
     def _identity(self) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schema.base import read_toml
+from schema.errors import ConfigError
 from tasks.history.facts import Fact, Found, Source, typed
 from tasks.training.config import flatten
 
@@ -22,9 +23,12 @@ def read_config(path: Path) -> Found:
     """A config_file, with the dataset_config that it names where that is still there; or a dataset_config alone.
 
     Raises:
-        ConfigError: no valid TOML.
+        ConfigError: no valid TOML, or one of pixelloop's own, which says nothing of one run.
     """
     document, notes = read_toml(path), list[str]()
+    for table, what in (("campaign", "a campaign"), ("prompts", "a prompt suite")):
+        if isinstance(document.get(table), Mapping | list):
+            raise ConfigError(f"{path} is {what}, not the configuration of a run: leave it out")
     values = document if "datasets" in document else flatten(document)
     dataset = values.pop("dataset_config", None)
     facts = [*_facts(values, path.name, notes)]

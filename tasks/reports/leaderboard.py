@@ -20,6 +20,8 @@ _SHOWN_PARAMETERS = 6
 """A terminal has no room for more; the JSON form holds all."""
 
 _WIDE = 110
+_NARROW = 76
+_MEASURES = ("col", "style", "bg", "hair", "crown", "pure")
 """Columns from which figures and settings fit side by side."""
 
 
@@ -96,23 +98,26 @@ class _Leaderboard:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wide = options.max_width >= _WIDE
-        yield self._figures(with_settings=wide)
+        yield self._figures(with_settings=wide, with_measures=options.max_width >= _NARROW)
         if not wide and any(row.parameters for row in self.rows):
             yield Text()
             yield self._settings()
 
-    def _figures(self, with_settings: bool) -> Table:
+    def _figures(self, with_settings: bool, with_measures: bool) -> Table:
         table = Table(header_style="bold", box=None, pad_edge=False, collapse_padding=not with_settings)
         for heading in ("#", "run", "quality", "epoch"):
             table.add_column(heading, justify="left" if heading == "run" else "right", overflow="fold")
         table.add_column("outcome")
-        for heading in ("col", "style", "bg", "hair", "crown", "pure", "time"):
+        for heading in (*(_MEASURES if with_measures else ()), "time"):
             table.add_column(heading, justify="right", no_wrap=True)
         if with_settings:
             table.add_column("settings", ratio=1)
         for row in self.rows:
             settings = [Text(_short_settings(row.parameters))] if with_settings else []
-            table.add_row(*_cells(row), *settings, style=_style(row))
+            cells = _cells(row)
+            if not with_measures:
+                del cells[-len(_MEASURES) - 1 : -1]
+            table.add_row(*cells, *settings, style=_style(row))
         return table
 
     def _settings(self) -> Table:
@@ -124,7 +129,7 @@ class _Leaderboard:
 
 
 def rich_table(rows: Sequence[Row], base: Row | None = None) -> RenderableType:
-    """The leaderboard for a terminal, with the base model at its foot if given; 80 columns are enough."""
+    """The leaderboard for a terminal, with the base model at its foot if given; a narrow one has no measures."""
     return _Leaderboard((*rows, *([base] if base else [])))
 
 

@@ -29,6 +29,7 @@ import psycopg
 from psycopg import sql
 
 from schema.errors import StoreError, StoreUnavailableError
+from tasks.claims import Claim
 
 _SETTINGS = """
 shared_buffers = '64MB'
@@ -50,12 +51,13 @@ class EmbeddedPostgres:
 
     root: Path
     _user: pwd.struct_passwd | None = field(default=None, init=False, repr=False)
+    _use: Claim | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._user = _unprivileged_user() if os.geteuid() == 0 else None
 
     def start(self, timeout: float = 60) -> str:
-        """Start the server, or join it if it runs.
+        """Start the server, or join it if it runs; nobody stops it for idle until this process ends or does so itself.
 
         Returns:
             Its address with the password: not to be logged.
@@ -65,6 +67,8 @@ class EmbeddedPostgres:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with self._lock():
+            if self._use is None:
+                self._use = Claim.take(self.root / "users", shared=True)
             if not self._state_file.exists():
                 self._create()
             deadline = time.monotonic() + timeout
@@ -96,8 +100,15 @@ class EmbeddedPostgres:
                 self._shut_down()
 
     def stop_if_idle(self) -> bool:
-        """Stop the server unless somebody is connected: the last one out turns off the light."""
+        """Stop the server unless somebody has started or joined it, or is connected: the last one out."""
         with self._lock():
+            if self._use is not None:
+                self._use.release()
+                self._use = None
+            last = Claim.take(self.root / "users")
+            if last is None:
+                return False
+            last.release()
             try:
                 with psycopg.connect(self.url(), autocommit=True, connect_timeout=2) as connection:
                     others = connection.execute(

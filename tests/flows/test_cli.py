@@ -90,6 +90,15 @@ def test_nothing_is_started_for_a_campaign_that_cannot_run(
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file here is always full")
+def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "portraits", 16, 7, 64)
+    words = [sys.executable, "-m", "flows.cli", "audit", "portraits", "--json"]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(words, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (2, "pixelloop: No space left on device\n")
+
+
 def test_an_audit_tells_what_would_stop_a_night(tmp_path: Path) -> None:
     write_dataset(tmp_path / "portraits", 16, 7, 64)
     clean = pixelloop("audit", "portraits", "--set", "shuffle_caption=true", "--set", "keep_tokens=1", cwd=tmp_path)

@@ -93,7 +93,7 @@ def test_a_users_word_in_the_midst_of_an_analysis_is_kept(home: Path, monkeypatc
         def learnt_meanwhile(*known: Any) -> list[Principle]:
             found = learnt(*known)
             spoken.append(subprocess.Popen(words, stdout=subprocess.DEVNULL))
-            while spoken[0].poll() is None and not _waits(context):
+            while spoken[0].poll() is None and not waits(context):
                 time.sleep(0.1)
             return found
 
@@ -105,7 +105,7 @@ def test_a_users_word_in_the_midst_of_an_analysis_is_kept(home: Path, monkeypatc
     ask(home, "principles", "drop", "1")
 
 
-def _waits(context: wiring.Context) -> bool:
+def waits(context: wiring.Context) -> bool:
     with psycopg.connect(context.services.database_url) as connection:
         held = connection.execute("select count(*) from pg_locks where locktype = 'advisory' and not granted")
         return bool((held.fetchone() or (0,))[0])
@@ -138,6 +138,11 @@ def test_what_cannot_be_accepted_is_a_sentence(home: Path) -> None:
         store.save_principle(known.changed(state="withdrawn"))
     with pytest.raises(ConfigError, match="contradicted"):
         ask(home, "principles", "accept", "1")
+
+
+def test_an_option_that_would_not_be_heard_is_a_sentence(home: Path) -> None:
+    with pytest.raises(ConfigError, match="write --home behind accept"):
+        CliRunner().invoke(app, ["principles", "--home", str(home), "accept", "1"], catch_exceptions=False)
 
 
 def test_no_paired_test_runs_beside_a_campaign(home: Path) -> None:

@@ -61,6 +61,8 @@ def test_a_persons_scores_are_kept_and_replaced(place: Path) -> None:
     for visual, quality in (("9", 80.0), ("10", 83.3)):
         told = answer(place, "log", "7", visual, "8", "7", "crown is there", "--run", "knights-v8")
         assert told["quality"] == pytest.approx(quality, abs=0.1)
+    by_number = answer(place, "log", "7", "10", "8", "7", "--run", "1")
+    assert by_number["run"] == "knights-v8"
     missing = pixelloop("log", "3", "9", "8", "7", "--run", "knights-v9", "--home", "old", cwd=place)
     assert missing.returncode == 2
     assert "no run knights-v9" in missing.stderr

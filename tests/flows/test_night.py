@@ -268,6 +268,11 @@ def test_a_hunch_about_a_fixed_parameter_is_run_and_judged(night: Night) -> None
     assert halves == [(share, seed, EPOCHS, "paired_test") for share, seed in wanted]
 
 
+def test_halves_differ_from_the_campaigns_own_runs_in_nothing_but_what_is_tested(night: Night) -> None:
+    unset = "select count(*) from training_runs where all_parameters->>'noise_offset' is not null"
+    assert rows(night, unset) == [(0,)]
+
+
 def test_nothing_is_left_running(night: Night) -> None:
     import psutil
 

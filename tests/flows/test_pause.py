@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from demo.workspace import lay_out
-from flows.cli_home import program
 from tasks.store.embedded import EmbeddedPostgres
 from tests.conftest import remove
 from tests.flows.test_night import command, environment, pixelloop
@@ -62,7 +61,8 @@ def test_a_pause_frees_the_machine_until_resume(folder: Path) -> None:
         out = night.communicate(timeout=PATIENCE)[0]
     assert night.returncode == 130
     assert "paused; go on with" in out
-    assert f"interrupted; go on with: pixelloop resume --home '{folder}'" in out.replace(program(), "pixelloop")
+    assert "interrupted; go on with" in out
+    assert out.count(f"resume --home '{folder}'") == 1
     assert "the pause is over" in out
 
 

@@ -114,3 +114,11 @@ def test_two_writers_of_one_file_do_not_tread_on_each_other_though_they_have_one
 
     assert replace_text(page, second()).read_text() == "begun"
     assert list(tmp_path.iterdir()) == [page]
+
+
+@pytest.mark.parametrize("kept", ["", "{}", '{"uid": 7}', "[1]", '{"uid": "no number"}'])
+def test_a_home_whose_identity_is_broken_is_one_sentence(tmp_path: Path, kept: str) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "home.json").write_text(kept)
+    with pytest.raises(ConfigError, match=r"home.json does not hold the identity of a home"):
+        _ = Home.at(tmp_path / "home").uid

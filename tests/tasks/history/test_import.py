@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from demo.workspace import lay_out
 from schema.errors import ConfigError, PixelloopError, StoreUnavailableError
 from schema.runs import Outcome
 from tasks.history.database import read_postgres
@@ -286,3 +287,15 @@ def test_a_password_stands_in_no_error() -> None:
     with pytest.raises(StoreUnavailableError) as error:
         read_postgres("postgresql://user:topsecret@127.0.0.1:9/postgres")
     assert "topsecret" not in str(error.value)
+
+
+def test_a_campaign_and_its_prompts_beside_old_files_are_no_runs(tmp_path: Path) -> None:
+    lay_out(tmp_path / "demo")
+    with pytest.raises(ConfigError, match=r"campaign.toml is a campaign, not the configuration of a run"):
+        read_all([str(tmp_path / "demo" / "campaign.toml")], None)
+    lora(tmp_path / "demo" / "old.safetensors")
+    for part in (tmp_path / "demo" / "base").rglob("*.safetensors"):
+        part.unlink()
+    found, unread = read_all([str(tmp_path / "demo")], None)
+    assert [one.run for one in found if one.run in ("campaign", "prompts")] == []
+    assert "prompts.toml is a prompt suite" in "".join(unread)

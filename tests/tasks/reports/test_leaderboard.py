@@ -96,7 +96,7 @@ def test_rows_are_json() -> None:
     }
 
 
-@pytest.mark.parametrize("width", [80, 140])
+@pytest.mark.parametrize("width", [60, 80, 140])
 def test_every_run_its_outcome_and_settings_fit_the_terminal(width: int) -> None:
     text = printed(rich_table(leaderboard(factory.night()), base_row(factory.base_model())), width=width)
     for number in range(6):

@@ -145,3 +145,14 @@ def test_the_password_is_asked_for_and_not_readable_by_others(server: EmbeddedPo
 def test_databases_are_made_once(server: EmbeddedPostgres) -> None:
     server.start()
     assert server.ensure_database("prefect") == server.ensure_database("prefect")
+
+
+def test_a_server_that_somebody_has_joined_is_not_idle_before_it_is_connected(server: EmbeddedPostgres) -> None:
+    server.start()
+    joined = EmbeddedPostgres(server.root)
+    url = joined.start()
+    assert not server.stop_if_idle()
+    psycopg.connect(url).close()
+    assert joined.stop_if_idle()
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(url)
