@@ -13,6 +13,7 @@ from scipy.stats import qmc, t
 from optimizer.forest import Forest
 from optimizer.gaussian import GaussianProcess, one_thread
 from optimizer.history import best_quality, failed, how_it_ended, informative
+from optimizer.normal_scores import NormalScores
 from optimizer.space import Space
 from optimizer.stopping import expected_ends
 from schema.findings import Prediction
@@ -31,6 +32,7 @@ _ELSEWHERE = 0.25  # weight of a run on another base model or data set
 _STOPPED = 0.3
 """Weight of the quality of a run that was stopped early: it is what the run was on its way to."""
 
+_NOTHING = np.array([50.0]), np.array([1.0])
 _MOST = 300
 _NEAREST = 3
 _STEPS = 4
@@ -47,11 +49,12 @@ class Surrogate:
     n: int
     names: tuple[str, ...]
     x: Array  # (n, d)
-    quality: GaussianProcess | None
-    wary: GaussianProcess | None  # of qualities too, a failed run counting as the worst that was measured
+    scale: NormalScores  # that qualities are predicted on
+    quality: GaussianProcess | None  # of qualities as scores
+    wary: GaussianProcess | None  # of the qualities themselves, a failed run counting as the worst that was measured
     failure: GaussianProcess | None
     votes: Forest | None
-    steps: Forest | None  # of qualities
+    steps: Forest | None  # of qualities as scores
     smooth: float  # share that the process has in an expectation, the forest having the rest
     spread: float
     base_rate: float
@@ -68,10 +71,11 @@ class Surrogate:
     ) -> Surrogate:
         """Learn from all runs that say something about their parameters; the newest 300 of them.
 
-        Qualities and failures are each fitted by a Gaussian process. Runs on another base model or data set
-        count a quarter, and their qualities are first moved by the difference of the means. Of a run that was
-        stopped early its forecast is learnt, with less weight: the best it had would speak against a setting
-        that needs its time.
+        Qualities and failures are each fitted by a Gaussian process. Predictions are made of the ranks of qualities,
+        as normal scores: some runs go to nothing, and a mean of qualities would follow them. Runs on another base
+        model or data set count a quarter, and their qualities are first moved by the difference of the means. Of a
+        run that was stopped early its forecast is learnt, with less weight: the best it had would speak against a
+        setting that needs its time.
 
         Args:
             history: all runs there are.
@@ -101,23 +105,26 @@ class Surrogate:
         levelled = _levelled(qualities[measured], own[measured], places)
         worth = np.full(len(runs), -math.inf)
         worth[measured] = np.where(fails[measured] > 0, -math.inf, levelled)
-        process = _fit(x[measured], levelled, sure[measured], None)
-        steps = None if process is None else Forest.fit(x[measured], levelled, sure[measured])
-        wary = process
-        if process is not None and fails.any():
+        scale = NormalScores.of(levelled, sure[measured]) if measured.any() else NormalScores.of(*_NOTHING)
+        scores = scale.score(levelled)
+        process = _fit(x[measured], scores, sure[measured], 0.0)
+        steps = None if process is None else Forest.fit(x[measured], scores, sure[measured])
+        wary = None
+        if process is not None:
             # Beside a cliff the risk alone is too mild, and what a run had before it broke is no promise.
             fine = worth[np.isfinite(worth)]
             penalised = np.where(np.isfinite(worth), worth, fine.min() if len(fine) else 0.0)
             wary = GaussianProcess.fit(x, penalised, sure)
         smooth, spread = 1.0, math.inf
         if process is not None and steps is not None:
-            smooth, spread = _calibrated(process, steps, x[measured], levelled, sure[measured])
+            smooth, spread = _calibrated(process, steps, x[measured], scores, sure[measured])
         risk = _fit(x, fails, weight, base_rate) if 0 < fails.sum() < len(fails) else None
         return cls(
             space=space,
             n=len(runs),
             names=tuple(h.run.run_name for h in runs),
             x=x,
+            scale=scale,
             quality=process,
             wary=wary,
             failure=risk,
@@ -145,8 +152,10 @@ class Surrogate:
             expected = float(np.mean(self.seen)) if self.seen else 50.0
             low, high = 0.0, 100.0
         else:
-            mean, sd = (float(v[0]) for v in self.moments(point))
-            expected, low, high = (_clip(mean + k * sd) for k in (0.0, -self.spread, self.spread))
+            mean, sd = self._scores(point)
+            expected, low, high = (
+                _clip(float(self.scale.quality(mean + k * sd)[0])) for k in (0.0, -self.spread, self.spread)
+            )
         p_fail = float(self.risks(point)[0])
         return Prediction(
             quality=expected,
@@ -166,6 +175,13 @@ class Surrogate:
         if self.quality is None:
             centre = float(np.mean(self.seen)) if self.seen else 50.0
             return np.full(len(x), centre), np.full(len(x), 30.0)
+        mean, sd = self._scores(x)
+        below, above = self.scale.quality(mean - sd), self.scale.quality(mean + sd)
+        return self.scale.quality(mean), (above - below) / 2
+
+    def _scores(self, x: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation of the score at encoded settings (m, d): each (m,)."""
+        assert self.quality is not None
         mean, sd = self.quality.predict(x)
         if self.steps is not None and self.smooth < 1.0:
             mean = self.smooth * mean + (1 - self.smooth) * self.steps.predict(x)
@@ -224,7 +240,7 @@ class Surrogate:
         units = np.tile(here, (1 + d * _STEPS, 1))
         for i in range(d):
             units[1 + i * _STEPS : 1 + (i + 1) * _STEPS, i] = (np.arange(_STEPS) + 0.5) / _STEPS
-        surface = self.quality.expectation(self.space.encode_units(units))
+        surface = self.scale.quality(self.quality.expectation(self.space.encode_units(units)))
         gains = surface[0] - surface[1:].reshape(d, _STEPS).mean(axis=1)
         return {name: float(gain) for name, gain in zip(self.space.names, gains, strict=True)}
 
