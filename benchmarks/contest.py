@@ -87,5 +87,7 @@ def _searched(who: str, replay: Replay, seed: int, budget: int, kept: Path | Non
         return searchers()[who](replay, seed, budget)
     file = kept / f"{replay.table.name}-{who}-{seed}-{budget}.json"
     if not file.exists():
-        file.write_text(json.dumps([asdict(done) for done in searchers()[who](replay, seed, budget)]))
+        part = file.with_suffix(".part")  # whole or not at all, whenever it is ended
+        part.write_text(json.dumps([asdict(done) for done in searchers()[who](replay, seed, budget)]))
+        part.rename(file)
     return [Done(**done) for done in json.loads(file.read_text())]
