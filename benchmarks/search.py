@@ -1,8 +1,11 @@
 """The search against random, TPE, GPSampler, TPE with a median pruner and SMAC3, on replayed tables of real trainings.
 
     python -m benchmarks.search [--quick] [--data DIR] [--json]
+    python -m benchmarks.search --seeds 3 --against gp smac --jobs 2 --work DIR
 
-Without --data the tables of ../shared/data/tables are taken where they lie, else small made-up ones.
+Without --data the tables of ../shared/data/tables are taken where they lie, else small made-up ones. Searches run in
+as many processes as there are cores. With --work the opponents' are kept there and not run again, as long as tables
+and versions are the same. SMAC3 is one of them where it is installed (benchmarks/requirements.txt).
 """
 
 from __future__ import annotations
@@ -10,26 +13,24 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import warnings
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import optuna
 
 from benchmarks import searcher_smac
-from benchmarks.campaigns import CampaignOnTable
+from benchmarks.contest import OURS, Contest, names_of, quiet
 from benchmarks.gatekeeping import Refusals, SweepRule, best_rule, refusals, transfer_first, veto_on_sweep
 from benchmarks.made_up import made_up_tables
 from benchmarks.pace import judgement_ms, milliseconds
 from benchmarks.replay import TARGET_REGRET, Replay, is_grid, regret
-from benchmarks.searchers import OPPONENTS, Done
+from benchmarks.searchers import Done
 from benchmarks.tables import Table, load_tables
 from schema.errors import ConfigError
 
 DATA = Path("../shared/data/tables")
-OURS = "ours"
 BUDGET = 40
 _SWEEP = 64
 """A grid of at most this many cells is a sweep: it tests transfer, not search."""
@@ -93,12 +94,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one table a family, two seeds, 20 trials")
     parser.add_argument("--data", type=Path, help="folder of tables")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="searches at a time")
+    parser.add_argument("--against", nargs="+", default=(), metavar="NAME", help="some of the opponents instead of all")
+    parser.add_argument("--work", type=Path, help="folder that keeps the opponents' searches")
     parser.add_argument("--json", action="store_true", help="a JSON object as the last line")
     args = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", module="sklearn")
+    quiet()
+    if args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, but got {args.jobs}")
     try:
         tables, source = tables_of(args.data)
+        who = names_of(args.against)
     except ConfigError as error:
         parser.error(str(error))
     print(f"{len(tables)} tables from {source}", flush=True)
@@ -107,7 +113,8 @@ def main() -> None:
     sweeps = [r for r in replays if is_sweep(r.table)]
     found = {**_gate(replays, args.quick), **_sweeps(sweeps), **_pace()}
     print(json.dumps(found), flush=True)
-    results = [compare(replay, seeds, budget) for replay in replays if not is_sweep(replay.table)]
+    with Contest.of(args.jobs, who, args.work) as contest:
+        results = [compare(contest, replay, seeds, budget) for replay in replays if not is_sweep(replay.table)]
     found = {**headline(results), **found}
     found |= {"tables": [r.row() for r in results], "seeds": seeds, "budget": budget, "data": str(source)}
     if not searcher_smac.installed():
@@ -130,13 +137,10 @@ def is_sweep(table: Table) -> bool:
     return is_grid(table) and len(table.settings) <= _SWEEP
 
 
-def compare(replay: Replay, seeds: int, budget: int) -> Result:
+def compare(contest: Contest, replay: Replay, seeds: int, budget: int) -> Result:
     """Run all searchers on one table, on the same seeds."""
-    opponents = OPPONENTS | ({"smac": searcher_smac.search} if searcher_smac.installed() else {})
-    runs = {who: [search(replay, seed, budget) for seed in range(seeds)] for who, search in opponents.items()}
-    runs[OURS] = [CampaignOnTable(replay, seed).run(budget) for seed in range(seeds)]
-    result = Result(replay.table.name, runs)
-    for who in runs:
+    result = Result(replay.table.name, contest.runs(replay, seeds, budget))
+    for who in result.runs:
         print(f"{result.name[:40]:40s} {who:12s} {result._figures(who)}", flush=True)
     return result
 
@@ -146,19 +150,23 @@ def headline(results: Sequence[Result]) -> dict[str, object]:
     if not results:
         return dict.fromkeys(("trials_to_target", "vs_gp", "vs_tpe", "vs_smac", "compute_vs_gp", "worse_than_gp"))
     solved = [t for r in results if math.isfinite(t := float(np.median(r.solved_after(OURS))))]
-    ends = {r.name: [float(np.median(r.regrets(who)[:, -1])) for who in (OURS, "gp")] for r in results}
+    ends = {
+        r.name: [float(np.median(r.regrets(who)[:, -1])) for who in (OURS, "gp")] for r in results if "gp" in r.runs
+    }
     return {
         "trials_to_target": float(np.median(solved)) if solved else None,
         "tables_solved": f"{len(solved)}/{len(results)}",
         "vs_gp": _over(results, "gp", compute=False),
         "vs_tpe": _over(results, "tpe", compute=False),
-        "vs_smac": _over(results, "smac", compute=False) if "smac" in results[0].runs else None,
+        "vs_smac": _over(results, "smac", compute=False),
         "compute_vs_gp": _over(results, "gp", compute=True),
-        "worse_than_gp": [name for name, (ours, gp) in ends.items() if ours > gp + 0.01],
+        "worse_than_gp": [name for name, (ours, gp) in ends.items() if ours > gp + 0.01] if ends else None,
     }
 
 
-def _over(results: Sequence[Result], other: str, compute: bool) -> float:
+def _over(results: Sequence[Result], other: str, compute: bool) -> float | None:
+    if other not in results[0].runs:
+        return None
     return round(float(np.median([np.median(r.ratio(other, compute)) for r in results])), 3)
 
 

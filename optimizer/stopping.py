@@ -21,12 +21,16 @@ from schema.runs import Outcome, RunHistory
 Array = NDArray[np.float64]
 
 _LEAST_SCALE = 5.0
-"""Quality points: even where past runs gained nothing late, the next one may."""
+"""Quality points in a whole run: even where past runs gained nothing late, the next one may."""
 
-_ALIKE = 10.0
+_ALIKE = 6.0
 """Quality points apart at which a finished run's gain tells this run little; 61 % of a like one's."""
 
+_ALIKE_RISE = 3.0
+"""The same of the points that the two gained in the last third of their epochs so far."""
+
 _PRIOR_RUNS = 1.0
+_LEAST_LEFT = 0.02
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,9 @@ class Outlook:
 
     def chance(self, curve: Curve, target: float, until: int | None = None) -> float:
         """Probability that the run's best epoch will beat `target`, by epoch `until` or its end."""
-        gains = self.gains(self._epoch(curve), until)
-        return chance_of_gain(gains, target - max(q for _, q in curve), self._likeness(curve))
+        epoch, end = self._epoch(curve), until or self.total
+        needed = target - max(q for _, q in curve)
+        return chance_of_gain(self.gains(epoch, end), needed, self._likeness(curve), (end - epoch) / self.total)
 
     def stop(self, curve: Curve, settings: StoppingSettings) -> str | None:
         """Why the run should end now, as a sentence, or None to go on."""
@@ -128,10 +133,14 @@ class Outlook:
         return np.asarray(self._best[~np.isnan(self._best[:, epoch - 1])])
 
     def _likeness(self, curve: Curve) -> Array:
-        """How much each finished run's gain tells of this one: it stood as high then."""
+        """How much each finished run's gain tells of this one: it stood as high then, and rose as fast."""
         epoch = self._epoch(curve)
-        apart = self._known(epoch)[:, epoch - 1] - max(q for _, q in curve)
-        return np.maximum(np.exp(-0.5 * (apart / _ALIKE) ** 2), 1e-3)
+        before = max(round(2 * epoch / 3), 1)
+        known, best = self._known(epoch), max(q for _, q in curve)
+        rise = best - max((q for e, q in curve if e <= before), default=best)
+        apart = (known[:, epoch - 1] - best) / _ALIKE
+        faster = (np.nan_to_num(known[:, epoch - 1] - known[:, before - 1], nan=rise) - rise) / _ALIKE_RISE
+        return np.maximum(np.exp(-0.5 * (apart**2 + faster**2)), 1e-3)
 
 
 def should_stop(
@@ -205,7 +214,9 @@ def expected_ends(history: Sequence[RunHistory]) -> dict[uuid.UUID, float]:
     return found
 
 
-def chance_of_gain(gains: Sequence[float] | Array, needed: float, weight: Array | None = None) -> float:
+def chance_of_gain(
+    gains: Sequence[float] | Array, needed: float, weight: Array | None = None, left: float = 1.0
+) -> float:
     """Probability that a run gains more than `needed` points.
 
     The empirical share, smoothed by a normal kernel (Silverman's rule), together with one made-up
@@ -215,6 +226,7 @@ def chance_of_gain(gains: Sequence[float] | Array, needed: float, weight: Array 
         gains: of finished runs, shape (m,).
         needed: points that are missing.
         weight: how much each of them tells, in (0, 1]; all alike if left out.
+        left: share of a whole run in which it may gain, in [0, 1].
     """
     if needed <= 0:
         return 1.0
@@ -224,7 +236,7 @@ def chance_of_gain(gains: Sequence[float] | Array, needed: float, weight: Array 
     deviation = math.sqrt(float(told @ (seen - mean) ** 2 / told.sum()))
     width = max(1.06 * deviation * len(seen) ** -0.2, TOLERANCE)
     smooth = float(told @ ndtr((seen - needed) / width))
-    prior = _PRIOR_RUNS * math.exp(-needed / max(mean, _LEAST_SCALE))
+    prior = _PRIOR_RUNS * math.exp(-needed / max(mean, _LEAST_SCALE * max(left, _LEAST_LEFT)))
     return (smooth + prior) / (float(told.sum()) + _PRIOR_RUNS)
 
 

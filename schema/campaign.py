@@ -135,7 +135,7 @@ class StoppingSettings(Frozen):
 
     enabled: bool = True
     min_epochs: int = Field(2, ge=1, description="epochs that every trial may finish")
-    min_share: float = Field(0.3, ge=0, le=1, description="share of its epochs that every trial may finish")
+    min_share: float = Field(0.2, ge=0, le=1, description="share of its epochs that every trial may finish")
     min_runs: int = Field(3, ge=1, description="finished runs needed to compare with")
     min_chance: float = Field(0.1, ge=0, le=1, description="stop below this chance of beating the best run")
     objectives: tuple[Objective, ...] = Field(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
 
 from benchmarks.campaigns import CampaignOnTable
+from benchmarks.contest import Contest, names_of
 from benchmarks.gatekeeping import refusals, transfer_first, veto_on_sweep
 from benchmarks.made_up import made_up_tables
 from benchmarks.prediction import predict_unseen, score
@@ -14,6 +16,7 @@ from benchmarks.replay import Replay
 from benchmarks.search import Result, headline
 from benchmarks.searchers import OPPONENTS, Done
 from optimizer.stopping import Forecast
+from schema.errors import ConfigError
 
 TABLES = made_up_tables()
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -43,6 +46,7 @@ def test_ratios_count_what_is_needed_to_be_as_good() -> None:
     assert worse.ratio("gp", compute=False) == [4 / 3]
     assert headline([worse])["worse_than_gp"] == ["t"]
     assert headline([])["vs_gp"] is None
+    assert headline([result])["vs_smac"] is None
 
 
 def test_a_campaign_on_a_table_is_the_same_again_and_beats_chance(failing: Replay) -> None:
@@ -57,6 +61,20 @@ def test_an_opponent_is_told_a_penalty_for_failures_and_pruned_ones_cost_less(fa
     pruned = OPPONENTS["tpe+median"](failing, 1, 20)
     assert any(d.cost < 1 and not d.failed for d in pruned)
     assert any(d.failed for d in pruned)
+
+
+def test_searches_in_processes_are_the_same_and_the_opponents_are_kept(failing: Replay, tmp_path: Path) -> None:
+    kept = tmp_path / f"{failing.table.name}-random-0-3.json"
+    with Contest.of(1, names_of(["random"]), tmp_path) as contest:
+        found = contest.runs(failing, 1, 3)
+        kept.write_text("[]")
+        again = contest.runs(failing, 1, 3)
+    assert found["ours"] == again["ours"] == [CampaignOnTable(failing, 0).run(3)]
+    assert found["random"] == [OPPONENTS["random"](failing, 0, 3)]
+    assert again["random"] == [[]]
+    assert {"ours", "gp", "tpe"} < set(names_of([]))
+    with pytest.raises(ConfigError, match="chance"):
+        names_of(["gp", "chance"])
 
 
 def test_the_gate_refuses_failures_and_knows_those_of_other_models(failing: Replay) -> None:

@@ -66,6 +66,14 @@ def test_a_forecast_follows_the_runs_that_stood_alike() -> None:
     assert outlook.forecast([]) is None
 
 
+def test_of_runs_that_stood_alike_those_that_rose_as_fast_tell_more() -> None:
+    flat = [a_run(i, {"max_train_epochs": 6}, curve=[40, 40, 40, 40, 41, 41 + i]) for i in range(4)]
+    steep = [a_run(9 + i, {"max_train_epochs": 6}, curve=[10, 20, 40, 60, 70, 75 + i]) for i in range(4)]
+    outlook = Outlook(flat + steep, 6)
+    assert outlook.chance([(1, 40.0), (2, 40.0), (3, 40.0)], 70.0) < 0.2
+    assert outlook.chance([(1, 11.0), (2, 21.0), (3, 40.0)], 70.0) > 0.7
+
+
 def test_of_several_objectives_one_that_is_not_beaten_is_enough() -> None:
     front = np.array([[80.0, 20.0], [50.0, 50.0]])
     gains = np.array([[5.0, 5.0], [10.0, 0.0]])
@@ -78,6 +86,7 @@ def test_chance_falls_with_what_is_missing_and_is_never_sure_from_few_runs() -> 
     assert chances[0] == 1.0
     assert chances == sorted(chances, reverse=True)
     assert chance_of_gain([1.0, 2.0, 3.0], 5.0) > chance_of_gain([1.0, 2.0, 3.0] * 5, 5.0) > 0
+    assert chance_of_gain([0.0, 0.0], 5.0) > chance_of_gain([0.0, 0.0], 5.0, left=0.1) > 0
 
 
 def test_a_stopped_run_is_taken_for_what_it_was_on_its_way_to() -> None:
