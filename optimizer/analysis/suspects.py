@@ -38,13 +38,12 @@ class _Risk:
     sentence: str
     mend: str
     odds: float
-    explains: frozenset[str] | None = None
-    clear: bool = True
+    explains: frozenset[str] | None = None  # a suspect of these issues alone; None: of any
 
 
 _RISKS = (
     _Risk("learning_rate", ("learning_rate >= 0.005",), "so high a learning rate destroys what the base model knew",
-          "lower learning_rate tenfold", 0.5, BLOWN_UP, clear=False),
+          "lower learning_rate tenfold", 0.5, BLOWN_UP),
     _Risk("keep_tokens", ("shuffle_caption == true", "keep_tokens == 0"),
           "shuffling moves the first tag", "set keep_tokens = 1", 0.6),
     _Risk("color_aug", ("color_aug == true",),
@@ -115,7 +114,7 @@ def likely_causes(
         issues: names of what is wrong with the run; where nothing was measured to be wrong, only clear suspects count.
     """
     told: dict[str, _Suspect] = {}
-    for suspect in (*_of_data(run, audit), *_of_settings(run, healthy), *_of_risks(run, healthy)):
+    for suspect in (*_of_data(run, audit), *_of_settings(run, healthy), *_of_risks(run, healthy, issues)):
         known = told.get(suspect.cause.factor, suspect)
         surer = max(known, suspect, key=lambda s: s.odds)
         told[suspect.cause.factor] = replace(surer, clear=known.clear or suspect.clear)
@@ -177,8 +176,10 @@ def _span_text(d: Departure) -> str:
     return text_of(low) if low == high else f"{text_of(low)} to {text_of(high)}"
 
 
-def _of_risks(run: RunHistory, healthy: Healthy) -> Iterator[_Suspect]:
+def _of_risks(run: RunHistory, healthy: Healthy, issues: Sequence[str]) -> Iterator[_Suspect]:
     for risk in _RISKS:
+        if risk.explains is not None and not risk.explains & set(issues):
+            continue
         rules = [Rule.parse(text) for text in risk.rules]
         if not _meets(run, rules) or sum(_meets(h, rules) for h in healthy.runs) >= _ABSOLVED:
             continue
@@ -188,7 +189,7 @@ def _of_risks(run: RunHistory, healthy: Healthy) -> Iterator[_Suspect]:
             sentence=f"{risk.sentence} ({risk.factor} = {value}; general experience)", recommendation=risk.mend,
             confidence=0.0,
         )  # fmt: skip
-        yield _Suspect(cause, risk.odds, risk.explains, risk.clear)
+        yield _Suspect(cause, risk.odds, risk.explains)
 
 
 def _meets(run: RunHistory, rules: Sequence[Rule]) -> bool:

@@ -77,6 +77,13 @@ def test_without_history_a_destroyed_model_is_laid_at_the_learning_rate_and_not_
     assert "general experience" in found[0].cause
 
 
+def test_a_high_learning_rate_is_not_blamed_for_what_it_does_not_do() -> None:
+    setting = SPACE.complete({"learning_rate": 0.0055})
+    (found,) = diagnose_run(a_run(0, setting, epochs=[metrics(shares={"two_tone_share": 0.6})]), [], SPACE)
+    assert found.issue == "two_toned_hair"
+    assert all(cause.factor != "learning_rate" for cause in found.causes)
+
+
 def test_a_rate_of_one_is_what_optimizers_that_find_their_own_are_given() -> None:
     setting = SPACE.complete({"optimizer_type": "Prodigy", "learning_rate": 1.0})
     (found,) = diagnose_run(a_run(0, setting, outcome=Outcome.DIVERGED), [], SPACE)
