@@ -218,7 +218,7 @@ def test_runs_can_be_asked_for_by_a_condition(night: Night) -> None:
         ("diagnose", "demo-000"),
         ("next",),
         ("principles",),
-        ("ab", "0", "1:1"),
+        ("ab", "0:1", "1:1"),
         ("compare", "0", "1"),
         ("report",),
     ],
@@ -230,7 +230,7 @@ def test_the_commands_answer_from_the_finished_campaign(night: Night, arguments:
 
 
 def test_a_persons_blind_votes_between_two_checkpoints_are_counted(night: Night) -> None:
-    words = command("ab", "0", "1", "--vote", "--home", str(night.folder))
+    words = command("ab", "0:1", "1:1", "--vote", "--home", str(night.folder))
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment(), cwd=night.folder) as process:
         assert process.stdout is not None
         told = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
@@ -240,7 +240,7 @@ def test_a_persons_blind_votes_between_two_checkpoints_are_counted(night: Night)
             page = httpx.post(f"{told[0]}vote", data={**found, "choice": "tie"}).text
         assert "0 for demo-000 epoch" in process.stdout.read()
     assert process.returncode == 0
-    verdict = night.json("ab", "1", "0")
+    verdict = night.json("ab", "1:1", "0:1")
     assert isinstance(verdict, dict)
     assert (verdict["votes"]["ties"], verdict["votes"]["better"]) == (8, None)
 
