@@ -26,7 +26,9 @@ PATIENCE = 240.0
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("knights and kings")
     campaign = lay_out(folder)
-    campaign.write_text(campaign.read_text().replace("trials = 8", "trials = 50"))
+    text = campaign.read_text().replace("trials = 8", "trials = 50")
+    assert "max_train_epochs = 5" in text
+    campaign.write_text(text.replace("max_train_epochs = 5", "max_train_epochs = 50"))  # it ends with no test
     yield folder
     remove(EmbeddedPostgres(folder / "postgres"))
 
