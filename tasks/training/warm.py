@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -53,7 +54,8 @@ class Fork:
     def terminate(self) -> None:
         """Ask it to save its state and end."""
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and its code is on its way
+                os.kill(self.pid, signal.SIGTERM)
 
 
 class WarmTrainer:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from safetensors.torch import load_file
 from schema.runs import Outcome
 from tasks.training.events import EpochEvent, Event, FailedEvent, FinishedEvent, StepEvent
 from tasks.training.launch import TrainerProcess
-from tasks.training.warm import WarmTrainer
+from tasks.training.warm import Fork, WarmTrainer
 
 Trial = Callable[..., Path]
 
@@ -116,3 +118,14 @@ def test_nothing_outlives_the_warm_trainer(trial: Trial, tmp_path: Path) -> None
         assert not psutil.pid_exists(trainer.pid)
     short.close()
     assert not server.is_running()
+
+
+def test_one_that_has_ended_a_moment_ago_can_be_asked_to_end() -> None:
+    """Its code comes later, from the process that it was forked from."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as server:
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        fork = Fork(ended.pid, {}, server)
+        fork.terminate()
+        assert fork.poll() is None
+        server.kill()
