@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from schema.errors import ConfigError
+from schema.errors import ConfigError, shown
 from schema.parameters import PARAMETERS, Parameter, ParameterValue, parameter
 from schema.taxonomy import Kind
 
@@ -43,11 +43,13 @@ class Rule:
         """
         match = _FORM.fullmatch(text)
         if match is None:
-            raise ConfigError(f"rule {text!r} must read like 'network_dim <= 32' or 'network_alpha <= network_dim'")
+            raise ConfigError(
+                f"rule {shown(text)} must read like 'network_dim <= 32' or 'network_alpha <= network_dim'"
+            )
         left, compare, right = match.groups()
         spec = _settable(left, text)
         if compare not in ("==", "!=") and spec.kind not in _NUMERIC:
-            raise ConfigError(f"rule {text!r}: {left} is of type {spec.kind}, so compare it with == or !=")
+            raise ConfigError(f"rule {shown(text)}: {left} is of type {spec.kind}, so compare it with == or !=")
         if right in PARAMETERS:
             return cls(left, compare, other=_comparable(spec, right, text))
         return cls(left, compare, right=_value(spec, right, text))
@@ -82,16 +84,16 @@ def _settable(name: str, text: str) -> Parameter:
     try:
         spec = parameter(name)
     except ConfigError as error:
-        raise ConfigError(f"rule {text!r}: {error}") from None
+        raise ConfigError(f"rule {shown(text)}: {error}") from None
     if spec.derived:
-        raise ConfigError(f"rule {text!r}: {name} is computed from the others, so limit one that can be set")
+        raise ConfigError(f"rule {shown(text)}: {name} is computed from the others, so limit one that can be set")
     return spec
 
 
 def _comparable(spec: Parameter, other: str, text: str) -> str:
     kinds = spec.kind, _settable(other, text).kind
     if kinds[0] is not kinds[1] and not set(kinds) <= set(_NUMERIC):
-        raise ConfigError(f"rule {text!r}: {spec.name} is of type {kinds[0]}, but {other} of type {kinds[1]}")
+        raise ConfigError(f"rule {shown(text)}: {spec.name} is of type {kinds[0]}, but {other} of type {kinds[1]}")
     return other
 
 
@@ -105,11 +107,11 @@ def _value(spec: Parameter, text: str, rule: str) -> ParameterValue:
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"rule {rule!r}: {text!r} is neither a number nor a training parameter") from None
+        raise ConfigError(f"rule {shown(rule)}: {shown(text)} is neither a number nor a training parameter") from None
 
 
 def _checked(spec: Parameter, value: Any, rule: str) -> ParameterValue:
     try:
         return spec.check(value)
     except ConfigError as error:
-        raise ConfigError(f"rule {rule!r}: {error}") from None
+        raise ConfigError(f"rule {shown(rule)}: {error}") from None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, TypeGuard, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from schema.errors import ConfigError
+from schema.errors import ConfigError, shorten, shown
+from schema.readers import read_toml
 
 _NAMES: dict[frozenset[str], set[str]] = {}
 
@@ -46,23 +46,6 @@ def load_toml(path: Path, model: type[Model]) -> Model:
     return parse(read_toml(path), model, where=str(path))
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file as plain data.
-
-    Raises:
-        ConfigError: the file is missing or no TOML.
-    """
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist: check the path") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder, but a TOML file is needed") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid TOML: {error}") from None
-
-
 def parse(data: dict[str, Any], model: type[Model], where: str) -> Model:
     """Validate plain data; `where` names its origin in the message.
 
@@ -83,13 +66,13 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{_did_you_mean(str(first['loc'][-1]), _beside(model, first['loc']))}{more}"
+        return f"unknown key {shorten(key)}{_did_you_mean(str(first['loc'][-1]), _beside(model, first['loc']))}{more}"
     if first["type"] == "missing":
         return f"{key} is missing: add it{more}"
     message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     if first["type"] == "value_error":  # our own validators already say what came
         return f"{key}: {message}{more}" if key else f"{message}{more}"
-    return f"{key}: {message}, but got {first['input']!r}{more}"
+    return f"{key}: {message}, but got {shown(first['input'])}{more}"
 
 
 def _beside(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:

@@ -10,16 +10,26 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from schema.base import Frozen, load_toml, parse
-from schema.errors import ConfigError
+from schema.errors import ConfigError, shown
 from schema.parameters import Parameters, ParameterValue, check_parameters, parameter
 from schema.taxonomy import Kind
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_LARGEST_SEED = 2**32 - 1
+"""What numpy's and Optuna's generators take."""
+_MOST_RUNS = 100_000
+"""Trials, epochs or runs: a larger number is a slip of the keyboard, and some would not fit the database."""
+_MOST_HOURS = 100_000
+"""Eleven years."""
+_MOST_PARALLEL = 256
+"""GPUs of the largest machine anybody rents, and some."""
+_MOST_REPEATS = 100
+"""Each costs a whole training run."""
 
 
 def _plain_name(name: str) -> str:
     if not _NAME.fullmatch(name) or len(name) > 60:
-        raise ValueError(f"take up to 60 small letters, digits, - and _ for a name, not {name!r}")
+        raise ValueError(f"use up to 60 lowercase letters, digits, - and _ for a name, not {shown(name)}")
     return name
 
 
@@ -53,7 +63,7 @@ class Choices(Frozen):
     def _different(cls, values: tuple[ParameterValue, ...]) -> tuple[ParameterValue, ...]:
         twice = [value for place, value in enumerate(values) if value in values[:place]]
         if twice:
-            raise ValueError(f"{twice[0]!r} stands twice")
+            raise ValueError(f"{shown(twice[0])} stands twice")
         return values
 
 
@@ -69,7 +79,7 @@ def _span(name: str, span: Any) -> Any:
     if isinstance(span, Range | Choices):
         return span
     if not isinstance(span, dict):
-        raise ConfigError(f"{name} needs {{ low = ..., high = ... }} or {{ choices = [...] }}, but got {span!r}")
+        raise ConfigError(f"{name} needs {{ low = ..., high = ... }} or {{ choices = [...] }}, but got {shown(span)}")
     return parse(span, Choices if "choices" in span else Range, name)
 
 
@@ -82,8 +92,8 @@ def ratio_of(name: str) -> tuple[str, str] | None:
 class Budget(Frozen):
     """When a campaign ends: at the first of these."""
 
-    trials: int = Field(15, ge=1, description="trials that really run; refused proposals do not count")
-    hours: float | None = Field(None, gt=0, description="in which anything ran; pauses are not counted")
+    trials: int = Field(15, ge=1, le=_MOST_RUNS, description="trials that really run; refused proposals do not count")
+    hours: float | None = Field(None, gt=0, le=_MOST_HOURS, description="in which anything ran; pauses are not counted")
     until: time | None = Field(
         None, description="time of day, as '07:30': training then saves its state, and goes on when run again"
     )
@@ -93,9 +103,11 @@ class Budget(Frozen):
     least_gain: float | None = Field(
         None, gt=0, description="end when another trial is expected to gain fewer quality points"
     )
-    least_trials: int = Field(8, ge=1, description="trials before `least_gain` is looked at")
+    least_trials: int = Field(8, ge=1, le=_MOST_RUNS, description="trials before `least_gain` is looked at")
 
-    repeats: int = Field(0, ge=0, description="best settings that are run once more, with another seed, at the end")
+    repeats: int = Field(
+        0, ge=0, le=_MOST_REPEATS, description="best settings that are run once more, with another seed, at the end"
+    )
 
     @field_validator("until")
     @classmethod
@@ -115,12 +127,14 @@ class GateSettings(Frozen):
     """How strict the gate is."""
 
     enabled: bool = True
-    min_runs: int = Field(5, ge=1, description="before so many finished runs nothing is refused on predictions")
+    min_runs: int = Field(
+        5, ge=1, le=_MOST_RUNS, description="before so many finished runs nothing is refused on predictions"
+    )
     max_p_fail: float = Field(
         0.45, gt=0, le=1, description="refuse above this probability of failure; from few runs above a higher one"
     )
     audit_share: float = Field(0.1, ge=0, le=1, description="share of refused proposals that run anyway")
-    max_skips_in_a_row: int = Field(6, ge=1, description="then the least bad one runs")
+    max_skips_in_a_row: int = Field(6, ge=1, le=_MOST_RUNS, description="then the least bad one runs")
 
 
 Objective = Literal[
@@ -134,9 +148,9 @@ class StoppingSettings(Frozen):
     """When a trial ends before its last epoch."""
 
     enabled: bool = True
-    min_epochs: int = Field(2, ge=1, description="epochs that every trial may finish")
+    min_epochs: int = Field(2, ge=1, le=_MOST_RUNS, description="epochs that every trial may finish")
     min_share: float = Field(0.2, ge=0, le=1, description="share of its epochs that every trial may finish")
-    min_runs: int = Field(3, ge=1, description="finished runs needed to compare with")
+    min_runs: int = Field(3, ge=1, le=_MOST_RUNS, description="finished runs needed to compare with")
     min_chance: float = Field(0.1, ge=0, le=1, description="stop below this chance of beating the best run")
     objectives: tuple[Objective, ...] = Field(
         (), description="measures: a run that may still get onto their Pareto front goes on, whatever its quality"
@@ -154,7 +168,10 @@ class EffortSettings(Frozen):
     """How much is drawn of an epoch."""
 
     few_prompts: int = Field(
-        4, ge=1, description="prompts, one seed each, drawn of an epoch that can hardly win; a large number: always all"
+        4,
+        ge=1,
+        le=_MOST_RUNS,
+        description="prompts, one seed each, drawn of an epoch that can hardly win; a large number: always all",
     )
     min_chance: float = Field(0.1, ge=0, le=1, description="all are drawn from this chance of coming near the best run")
 
@@ -171,7 +188,7 @@ class RetentionSettings(Frozen):
     """Which files stay when a trial has ended; pictures always do."""
 
     best_checkpoints: int | None = Field(
-        None, ge=1, description="LoRA files kept of each run, the best ones; all if left out"
+        None, ge=1, le=_MOST_RUNS, description="LoRA files kept of each run, the best ones; all if left out"
     )
 
 
@@ -182,7 +199,7 @@ class Campaign(Frozen):
     base_model: str = Field(description="diffusers folder, hub id, or .safetensors checkpoint")
     dataset: str = Field(description="folder with pictures and caption files")
     prompts: str = Field("prompts.toml", description="prompt suite")
-    seed: int = Field(0, ge=0, description="of the search; training has its own `seed` parameter")
+    seed: int = Field(0, ge=0, le=_LARGEST_SEED, description="of the search; training has its own `seed` parameter")
     sampler: Literal["model", "tpe", "gp", "random"] = Field(
         "model", description="model: our surrogate's expected improvement; the others are Optuna's"
     )
@@ -192,7 +209,9 @@ class Campaign(Frozen):
     evaluation: Literal["overlap", "pause"] = Field(
         "overlap", description="draw while the next epoch trains, or let training wait and give its memory back"
     )
-    parallel: int = Field(1, ge=0, description="trials side by side, each with a GPU of its own; 0: as many as GPUs")
+    parallel: int = Field(
+        1, ge=0, le=_MOST_PARALLEL, description="trials side by side, each with a GPU of its own; 0: as many as GPUs"
+    )
     failed_quality: float = Field(20.0, ge=0, le=100, description="best quality below this counts as a failed run")
 
     @model_validator(mode="after")

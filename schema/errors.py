@@ -4,6 +4,27 @@ Messages are one sentence that says what is wrong, where, and the mend. The clas
 plain message and nothing else, so that they survive pickling between processes.
 """
 
+import reprlib
+
+_LONGEST_SHOWN = 80
+"""Characters of a value that a message repeats. A wrong value can have megabytes."""
+_reprs = reprlib.Repr()
+_reprs.maxstring = _reprs.maxother = _LONGEST_SHOWN
+
+
+def shorten(text: object, longest: int = _LONGEST_SHOWN) -> str:
+    """Return a text or path, cut in the middle where it is longer than `longest` characters."""
+    whole = str(text)
+    if len(whole) <= longest:
+        return whole
+    half = (longest - 3) // 2
+    return f"{whole[:half]}...{whole[-half:]}"
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, short enough for a message."""
+    return shorten(_reprs.repr(value))
+
 
 class PixelloopError(Exception):
     """Base of all errors with a sentence for the user; the command line prints it and exits 2."""

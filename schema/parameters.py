@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import model_validator
 
 from schema.base import Frozen
-from schema.errors import ConfigError
+from schema.errors import ConfigError, shown
 from schema.taxonomy import ROWS, Category, Kind
 
 ParameterValue = bool | int | float | str | None
@@ -61,9 +61,9 @@ class Parameter(Frozen):
             return None
         result = self.typed(value)
         if self.choices and result not in self.choices:
-            raise ConfigError(f"{self.name} must be one of {', '.join(self.choices)}, but got {value!r}")
+            raise ConfigError(f"{self.name} must be one of {', '.join(self.choices)}, but got {shown(value)}")
         if isinstance(result, int | float) and not self._low <= result <= self._high:
-            raise ConfigError(f"{self.name} must lie in [{self._low:g}, {self._high:g}], but got {value!r}")
+            raise ConfigError(f"{self.name} must lie in [{self._low:g}, {self._high:g}], but got {shown(value)}")
         return result
 
     @property
@@ -86,7 +86,7 @@ class Parameter(Frozen):
         if self.kind is Kind.INT and isinstance(value, float) and value.is_integer():
             return int(value)
         if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-            raise ConfigError(f"{self.name} must be of type {self.kind}, but got {value!r}")
+            raise ConfigError(f"{self.name} must be of type {self.kind}, but got {shown(value)}")
         result: ParameterValue = value
         return result
 
@@ -141,7 +141,7 @@ def parse_setting(text: str) -> tuple[str, ParameterValue]:
     """
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
-        raise ConfigError(f"write a setting as name=value, but got {text!r}")
+        raise ConfigError(f"write a setting as name=value, but got {shown(text)}")
     return name, parameter(name).check(parse_value(name, value))
 
 
@@ -157,7 +157,7 @@ def parse_value(name: str, text: str) -> ParameterValue:
     try:
         return spec.typed(json.loads(text.lower()))
     except json.JSONDecodeError:
-        raise ConfigError(f"{name} must be of type {spec.kind}, but got {text!r}") from None
+        raise ConfigError(f"{name} must be of type {spec.kind}, but got {shown(text)}") from None
 
 
 def markdown_table() -> str:

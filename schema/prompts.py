@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from schema.base import Frozen, load_toml
+from schema.errors import shorten, shown
 
 COLOUR_WORDS: dict[str, str] = {
     "black": "#1b1d24", "white": "#eef0f2", "gray": "#8a8f98", "grey": "#8a8f98", "silver": "#c0c0c0",
@@ -53,6 +54,14 @@ SamplerName = Literal[
 _HEX = re.compile(r"#[0-9a-fA-F]{6}\b")
 _LONGEST = 200
 """Bytes; with ending and seed a file's name may have 255."""
+_LARGEST_SEED = 2**63 - 1
+"""What torch's generator takes on every device."""
+_MOST_PROMPTS, _MOST_SEEDS = 1000, 1000
+"""Far above what can be drawn after each epoch; more is a mistake in the file."""
+_LARGEST_SIDE = 4096
+"""Pixels. SDXL draws 1024; a VAE at 4096 takes tens of GiB."""
+_MOST_CLIP_SKIP = 24
+"""SDXL's second text encoder has 32 layers, kohya's own limit is lower; beyond 24 nothing of the text is left."""
 
 
 class Expectation(Frozen):
@@ -73,7 +82,7 @@ class Expectation(Frozen):
     def _hex_codes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for code in value:
             if not re.fullmatch(_HEX, code):
-                raise ValueError(f"{code!r} is no hex code like #22aa44")
+                raise ValueError(f"{shown(code)} is no hex code like #22aa44")
         return tuple(code.lower() for code in value)
 
 
@@ -151,19 +160,26 @@ class Prompt(Frozen):
         return self.expect if self.expect is not None else expectation_of(self.text)
 
 
+Seed = Annotated[int, Field(ge=0, le=_LARGEST_SEED)]
+
+
 class PromptSuite(Frozen):
     """Every prompt that is drawn at each epoch, and how."""
 
-    prompts: tuple[Prompt, ...] = Field(min_length=1)
+    prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=_MOST_PROMPTS)
     negative_prompt: str = ""
     sampler: SamplerName = Field("ddim", description="method that turns noise into pictures, by kohya's name")
     steps: int = Field(20, ge=1, le=200, description="sampling steps")
     guidance_scale: float = Field(7.0, ge=0, le=30)
     guidance_rescale: float = Field(0.0, ge=0, le=1)
-    seeds: tuple[int, ...] = Field((1,), min_length=1, description="each prompt is drawn once for each seed")
-    width: int | None = Field(None, ge=8, multiple_of=8, description="pixels; the model's own size if left out")
-    height: int | None = Field(None, ge=8, multiple_of=8)
-    clip_skip: int | None = Field(None, ge=1)
+    seeds: tuple[Seed, ...] = Field(
+        (1,), min_length=1, max_length=_MOST_SEEDS, description="each prompt is drawn once for each seed"
+    )
+    width: int | None = Field(
+        None, ge=8, le=_LARGEST_SIDE, multiple_of=8, description="pixels; the model's own size if left out"
+    )
+    height: int | None = Field(None, ge=8, le=_LARGEST_SIDE, multiple_of=8)
+    clip_skip: int | None = Field(None, ge=1, le=_MOST_CLIP_SKIP)
 
     @field_validator("prompts")
     @classmethod
@@ -171,12 +187,13 @@ class PromptSuite(Frozen):
         names = [p.name for p in prompts]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
-            raise ValueError(f"prompt names must differ, but {', '.join(twice)} stands twice")
+            raise ValueError(f"prompt names must differ, but {shorten(', '.join(twice))} appears twice")
         by_file: dict[str, str] = {}
         for name in names:
             other = by_file.setdefault(file_name(name), name)
             if other != name:
-                raise ValueError(f"{other} and {name} have the same name as files, {file_name(name)}: rename one")
+                same = f"{shorten(other)} and {shorten(name)} have the same file name"
+                raise ValueError(f"{same}, {shorten(file_name(name))}: rename one")
         return prompts
 
     @field_validator("seeds")

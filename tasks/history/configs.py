@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from schema.base import read_toml
 from schema.errors import ConfigError
+from schema.readers import read_toml
 from tasks.history.facts import Fact, Found, Source, typed
 from tasks.training.config import flatten
 

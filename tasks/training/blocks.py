@@ -11,7 +11,7 @@ import re
 
 from diffusers import UNet2DConditionModel
 
-from schema.errors import ConfigError
+from schema.errors import ConfigError, shown
 
 _PLACE = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 _MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
@@ -107,7 +107,7 @@ def per_block(text: str, many: int, parameter: str) -> list[float]:
         values = [float(value) for value in text.split(",")]
     except ValueError:
         raise ConfigError(
-            f"{parameter} = {text!r} is no list of numbers: write {many} of them, comma-separated"
+            f"{parameter} = {shown(text)} is no list of numbers: write {many} of them, comma-separated"
         ) from None
     if len(values) != many:
         raise ConfigError(f"{parameter} has {len(values)} values, but this model has {many} blocks: write {many}")

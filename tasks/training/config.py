@@ -15,9 +15,10 @@ from typing import Any
 import tomlkit
 from pydantic import Field
 
-from schema.base import Frozen, parse, read_toml
-from schema.errors import ConfigError
+from schema.base import Frozen, parse
+from schema.errors import ConfigError, shown
 from schema.parameters import PARAMETERS, Parameters, with_defaults
+from schema.readers import read_toml
 
 PLACES = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "output_name", "reg_data_dir", "cache_dir")
 
@@ -81,7 +82,7 @@ class TrainingConfig(Frozen):
             return [float(part) for part in self.texts(name)]
         except ValueError:
             raise ConfigError(
-                f"{name} = {self.text(name)!r} is no list of numbers: write them comma-separated"
+                f"{name} = {shown(self.text(name))} is no list of numbers: write them comma-separated"
             ) from None
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from schema.errors import BadDataError
+from schema.errors import BadDataError, shown
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC,
@@ -122,7 +122,7 @@ def caption_path(picture: Path, extension: str) -> Path:
     try:
         return picture.with_suffix(extension)
     except ValueError:
-        raise BadDataError(f"caption_extension = {extension!r} is no ending of files: write it as .txt") from None
+        raise BadDataError(f"caption_extension = {shown(extension)} is no ending of files: write it as .txt") from None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from schema.errors import ConfigError
+from schema.errors import ConfigError, shown
 from tasks.training.config import TrainingConfig
 from tasks.training.network import LoRANetwork
 
@@ -46,12 +46,13 @@ class Growth:
             steps = tuple((epoch, rank) for epoch, rank in pairs)
         except ValueError:
             raise ConfigError(
-                f"progressive_rank = {text!r} is no list of epoch:rank: write it as in 4:16,8:32"
+                f"progressive_rank = {shown(text)} is no list of epoch:rank: write it as in 4:16,8:32"
             ) from None
         for (epoch, rank), (later, higher) in zip(((1, first), *steps), steps, strict=False):
             if later <= epoch or higher <= rank:
                 raise ConfigError(
-                    f"progressive_rank = {text!r}: epochs must rise from 2 on and ranks from network_dim = {first} on"
+                    f"progressive_rank = {shown(text)}: epochs must rise from 2 on and "
+                    f"ranks from network_dim = {first} on"
                 )
         kind, args = config.text("optimizer_type"), str(config.parameters["optimizer_args"] or "").split()
         if steps and (kind.endswith("8bit") or (kind == "Prodigy" and "slice_p=1" not in args)):

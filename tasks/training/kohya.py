@@ -8,14 +8,14 @@ is refused with a sentence; what is needless here is told; what nobody knows is 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from schema.base import parse, read_toml
-from schema.errors import ConfigError
+from schema.base import parse
+from schema.errors import ConfigError, shown
 from schema.parameters import PARAMETERS, Parameters, parse_value, with_defaults
+from schema.readers import read_json, read_toml
 from tasks.training.config import PLACES, Subset, TrainingConfig, check_supported, flatten
 from tasks.training.kohya_options import NEEDLESS, NEUTRAL, REFUSED
 
@@ -103,7 +103,7 @@ def options_of(arguments: Sequence[str]) -> Values:
             name, equals, value = word.removeprefix("--").partition("=")
             found[name] = [value] if equals else []
         elif not name:
-            raise ConfigError(f"{word!r} stands before any option: write --name value")
+            raise ConfigError(f"{shown(word)} stands before any option: write --name value")
         else:
             found[name].append(word)
     return {name: _typed(name, words) for name, words in found.items()}
@@ -176,7 +176,7 @@ def _network_args(pairs: Any, where: str) -> Values:
         name, equals, text = str(pair).partition("=")
         name = {"dropout": "network_dropout"}.get(name.strip(), name.strip())
         if not equals:
-            raise ConfigError(f"{where}: network_args holds {pair!r}: write name=value")
+            raise ConfigError(f"{where}: network_args holds {shown(pair)}: write name=value")
         found[name] = parse_value(name, text.strip()) if name in PARAMETERS else text.strip()
     return found
 
@@ -187,9 +187,9 @@ def _side(value: Any, where: str) -> int:
     try:
         sides = {int(part) for part in parts}
     except ValueError:
-        raise ConfigError(f"{where}: resolution = {value!r} is no number: write 512") from None
+        raise ConfigError(f"{where}: resolution = {shown(value)} is no number: write 512") from None
     if len(sides) > 1:
-        raise ConfigError(f"{where}: resolution = {value!r} is no square: write one number, and set enable_bucket")
+        raise ConfigError(f"{where}: resolution = {shown(value)} is no square: write one number, and set enable_bucket")
     return sides.pop()
 
 
@@ -258,12 +258,9 @@ def _settable(parameters: Parameters) -> Parameters:
 
 
 def _read(path: Path) -> Values:
-    if path.suffix != ".json":
-        return read_toml(path)
-    try:
-        document: Values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
+    document = read_json(path) if path.suffix == ".json" else read_toml(path)
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} must hold an object of options, but holds {shown(document)}")
     return document
 
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from schema.errors import ConfigError
+from schema.errors import ConfigError, shown
 from tasks.training.config import TrainingConfig
 from tasks.training.plan import ParameterGroup
 
@@ -81,7 +81,7 @@ def _arguments(config: TrainingConfig) -> dict[str, Any]:
             equals = ""
         if not equals:
             raise ConfigError(
-                f"optimizer_args holds {part!r}: write name=value, as in betas=0.9,0.99 use_bias_correction=True"
+                f"optimizer_args holds {shown(part)}: write name=value, as in betas=0.9,0.99 use_bias_correction=True"
             )
     return found
 

@@ -59,8 +59,8 @@ def test_a_base_model_that_is_no_path_is_a_hub_id(tmp_path: Path) -> None:
         (("max_train_epochs = 10", "network_dim = 0"), "network_dim must lie in"),
         (('choices = ["cosine", "constant"]', 'choices = ["cosine", "cubic"]'), "lr_scheduler must be one of"),
         (("lr_scheduler =", "cache_latents ="), "cannot be searched"),
-        (('name = "night"', 'name = "My Night"'), "campaign.name: take up to 60 small letters"),
-        (('name = "night"', 'name = "night\\n"'), "campaign.name: take up to 60 small letters"),
+        (('name = "night"', 'name = "My Night"'), "campaign.name: use up to 60 lowercase letters"),
+        (('name = "night"', 'name = "night\\n"'), "campaign.name: use up to 60 lowercase letters"),
         (
             ('name = "night"', 'name = "night"\nsampler = "bayes"'),
             "sampler: .*'model', 'tpe', 'gp' or 'random'",
@@ -77,7 +77,7 @@ def test_a_base_model_that_is_no_path_is_a_hub_id(tmp_path: Path) -> None:
         (('name = "night"', 'name = "night"\ntrainer = "sd-scripts"'), "needs sd_scripts: give the folder"),
         (('name = "night"', 'name = "night"\ntrainer = "sdscripts"'), "campaign.trainer"),
         (('name = "night"', 'name = "night"\nevaluation = "later"'), "campaign.evaluation"),
-        (("[search]", "[search"), "no valid TOML"),
+        (("[search]", "[search"), "not valid TOML"),
     ],
 )
 def test_every_mistake_is_one_sentence_naming_file_and_key(

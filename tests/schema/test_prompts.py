@@ -65,7 +65,7 @@ def test_expectations_in_the_file_override_the_text(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         ("steps = 20", "prompts is missing"),
-        ('[[prompts]]\nname = "a"\ntext = "x"\n[[prompts]]\nname = "a"\ntext = "y"', "a stands twice"),
+        ('[[prompts]]\nname = "a"\ntext = "x"\n[[prompts]]\nname = "a"\ntext = "y"', "a appears twice"),
         ('[[prompts]]\nname = "a"\ntext = "x"\n[prompts.expect]\nhair = ["green"]', "no hex code"),
         ('step = 20\n[[prompts]]\nname = "a"\ntext = "x"', "did you mean steps"),
     ],
@@ -81,7 +81,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, text: str, sentence: str) -> 
     ("names", "seeds", "told"),
     [
         (("green knight", "green/knight"), "[1]", "green knight and green/knight"),
-        (("髪" * 80, "髪" * 90), "[1]", "have the same name as files"),
+        (("髪" * 80, "髪" * 90), "[1]", "have the same file name"),
         (("king", "queen"), "[1, 2, 1]", "seed 1 stands twice"),
     ],
 )

@@ -259,7 +259,7 @@ def test_scores_of_a_run_of_our_own_change_nothing_that_was_measured(tmp_path: P
         ("a.json", "{", "cannot be read"),
         ("a.json", '{"a": 1}', "write a list of rows"),
         ("a.yaml", "a: [", "cannot be read"),
-        ("a.toml", "x", "no valid TOML"),
+        ("a.toml", "x", "not valid TOML"),
         ("a.safetensors", "x", "no complete safetensors file"),
         ("a.txt", "x", "can be imported"),
         ("events.out.tfevents.1", "x" * 200, "nothing"),
