@@ -16,6 +16,7 @@ from rich.table import Table
 
 from schema.errors import ConfigError, PixelloopError
 from schema.prompts import Expectation, expectation_of, file_name, load_prompts
+from schema.readers import read_text
 from schema.runs import EpochMetrics, PictureMetrics
 from schema.settings import Settings
 
@@ -43,7 +44,7 @@ class Shot:
     path: Path
     expectation: Expectation
     pixels: Tensor  # (3, H, W) uint8
-    enlarged: int = 1  # times, where the file holds pixel art at its native size
+    enlarged: float = 1.0  # times: above 1 for pixel art at its native size, below 1 for large pictures
 
 
 def measure(
@@ -186,8 +187,10 @@ def _read(files: Sequence[Path], prompt: str | None) -> tuple[list[Shot], list[s
 
 
 def _promise(file: Path) -> str:
+    from tasks.training.dataset import MOST_CAPTION_BYTES
+
     caption = file.with_suffix(".txt")
-    return caption.read_text(encoding="utf-8", errors="replace") if caption.exists() else ""
+    return read_text(caption, MOST_CAPTION_BYTES) if caption.exists() else ""
 
 
 def _measured(shots: Sequence[Shot], device: str) -> list[PictureMetrics]:

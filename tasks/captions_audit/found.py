@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from schema.errors import BadDataError, ConfigError
 from schema.findings import AuditFinding, Level
-from tasks.training.dataset import caption_path, class_tokens, find_pictures
+from schema.readers import read_text
+from tasks.pictures import open_picture, reduced
+from tasks.training.dataset import MOST_CAPTION_BYTES, caption_path, class_tokens, find_pictures
 
 _SHOWN = 5
 
@@ -20,12 +24,18 @@ class Entry:
 
     Attributes:
         caption: None where there is no caption file, or none that can be read.
-        picture: RGB; None where the file is no picture.
+        picture: RGB, reduced to at most 1024 pixels a side; None where the file is not a picture.
+        size: width and height of the file, in pixels; (0, 0) where it is not a picture.
+        step: pixels of the file that a pixel of `picture` stands for.
+        digest: of the file's pixels; equal pictures have equal ones.
     """
 
     path: Path
     caption: str | None
     picture: Image.Image | None
+    size: tuple[int, int] = (0, 0)
+    step: int = 1
+    digest: str = ""
 
     @property
     def tags(self) -> list[str]:
@@ -46,7 +56,7 @@ def read_entries(folder: Path, caption_extension: str) -> list[Entry]:
             path,
             (class_tokens(path.parent) if path.parent not in captioned and path.parent != folder else None)
             or _caption(caption_path(path, caption_extension)),
-            _picture(path),
+            *_picture(path),
         )
         for path in paths
     ]
@@ -74,14 +84,16 @@ def finding(
 
 def _caption(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        return read_text(path, MOST_CAPTION_BYTES).strip()
+    except ConfigError:
         return None
 
 
-def _picture(path: Path) -> Image.Image | None:
+def _picture(path: Path) -> tuple[Image.Image | None, tuple[int, int], int, str]:
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return None
+        image = open_picture(path).convert("RGB")
+    except BadDataError:
+        return None, (0, 0), 1, ""
+    digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+    small, step = reduced(image)
+    return small, image.size, step, digest

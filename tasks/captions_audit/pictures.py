@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from tasks.captions_audit.captions import shares_code
 from tasks.captions_audit.found import Entry, finding
 from tasks.metrics.sets import near_twins
 from tasks.metrics.suite import measure
+from tasks.pictures import LEAST_SIDE
 
 _BATCH = 32
 _WRONG = 40.0  # a colour score below is another colour, not another shade
@@ -34,10 +34,12 @@ def picture_findings(entries: Sequence[Entry], parameters: Parameters) -> list[A
         entries: the data set.
         parameters: of the training; kohya's names.
     """
-    readable = [entry for entry in entries if entry.picture is not None]
+    opened = [entry for entry in entries if entry.picture is not None]
+    readable = [entry for entry in opened if entry.picture is not None and min(entry.picture.size) >= LEAST_SIDE]
     figures = measured(readable)
     return [
         *_unreadable(entries),
+        *_tiny(opened),
         *_few(readable),
         *_sizes(readable, parameters),
         *_twins(readable),
@@ -70,8 +72,16 @@ def _unreadable(entries: Sequence[Entry]) -> list[AuditFinding]:
     return finding("unreadable", Level.ERROR, bad, entries, "cannot be read", "replace or remove them")
 
 
+def _tiny(entries: Sequence[Entry]) -> list[AuditFinding]:
+    bad = [e for e in entries if e.picture is not None and min(e.picture.size) < LEAST_SIDE]
+    return finding(
+        "tiny_picture", Level.WARNING, bad, entries, "have too few pixels, or are too narrow, to be measured",
+        "replace or remove them",
+    )  # fmt: skip
+
+
 def _few(entries: Sequence[Entry]) -> list[AuditFinding]:
-    if len({_content(e) for e in entries}) >= _FEW:
+    if len({e.digest for e in entries}) >= _FEW:
         return []
     return finding(
         "few_pictures", Level.WARNING, entries, entries,
@@ -82,7 +92,7 @@ def _few(entries: Sequence[Entry]) -> list[AuditFinding]:
 
 def _sizes(entries: Sequence[Entry], parameters: Parameters) -> list[AuditFinding]:
     found: list[AuditFinding] = []
-    sizes = [e.picture.size for e in entries if e.picture is not None]
+    sizes = [e.size for e in entries]
     usual = Counter(sizes).most_common(1)[0][0] if sizes else (0, 0)
     other = [e for e, size in zip(entries, sizes, strict=True) if size != usual]
     if not parameters.get("enable_bucket"):
@@ -100,13 +110,8 @@ def _sizes(entries: Sequence[Entry], parameters: Parameters) -> list[AuditFindin
     return found
 
 
-def _content(entry: Entry) -> str:
-    assert entry.picture is not None
-    return hashlib.sha256(repr(entry.picture.size).encode() + entry.picture.tobytes()).hexdigest()
-
-
 def _twins(entries: Sequence[Entry]) -> list[AuditFinding]:
-    contents = [_content(e) for e in entries]
+    contents = [e.digest for e in entries]
     counts = Counter(contents)
     equal = [e for e, content in zip(entries, contents, strict=True) if counts[content] > 1]
     first = [i for i, content in enumerate(contents) if content not in contents[:i]]  # copies would hide the usual
@@ -121,13 +126,12 @@ def _twins(entries: Sequence[Entry]) -> list[AuditFinding]:
 
 
 def _grids(entries: Sequence[Entry], figures: Sequence[PictureMetrics]) -> list[AuditFinding]:
-    scales = [(e, m.grid_scale) for e, m in zip(entries, figures, strict=True) if m.grid_scale is not None]
+    scales = [(e, m.grid_scale * e.step) for e, m in zip(entries, figures, strict=True) if m.grid_scale is not None]
     bad = [e for e, scale in scales if abs(scale - round(scale)) > _WHOLE]
     if not bad:
         return []
     scale = next(s for e, s in scales if e is bad[0])
-    side = bad[0].picture.size[0] if bad[0].picture else 0
-    cells = max(1, round(side / scale))
+    cells = max(1, round(bad[0].size[0] / scale))
     return finding(
         "fractional_upscaling", Level.WARNING, bad, entries,
         f"have art pixels of {scale:.2f} picture pixels, so cells are of unequal width",

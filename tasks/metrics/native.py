@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from schema.errors import BadDataError
 from schema.runs import PictureMetrics
+from tasks.pictures import LEAST_SIDE, open_picture, reduced
 
 _SMALL = 128
 _TARGET = 256
@@ -18,29 +19,29 @@ _FEW = 4
 """Pixels for each colour from which a small picture is a sprite: a photograph has nearly as many colours as pixels."""
 
 
-def read_picture(file: Path) -> tuple[Tensor, int]:
-    """Pixels (3, H, W) uint8, and how many times they are enlarged.
+def read_picture(file: Path) -> tuple[Tensor, float]:
+    """Return pixels (3, H, W) uint8, and how many times larger they are than the file's.
 
     What is transparent counts as white. A small picture in few colours, none of whose pixels repeat in blocks, is
     pixel art at its native size: the measures look for art pixels that are larger than pixels, so it is enlarged.
+    One of more than 1024 pixels a side is reduced, so that memory stays bounded.
 
     Raises:
-        BadDataError: the file is no picture.
+        BadDataError: the file is not a picture, or has too few pixels to be measured.
     """
-    try:
-        with Image.open(file) as image:
-            layers = image.convert("RGBA")
-    except (UnidentifiedImageError, OSError) as error:
-        raise BadDataError(f"{file} cannot be read as a picture: replace or remove it") from error
+    image, step = reduced(open_picture(file))
+    if min(image.size) < LEAST_SIDE:
+        raise BadDataError(f"{file} has too few pixels to be measured, {image.width} x {image.height}: remove it")
+    layers = image.convert("RGBA")
     white = Image.new("RGBA", layers.size, "white")
     pixels = np.array(Image.alpha_composite(white, layers).convert("RGB"))
     times = max(2, _TARGET // max(pixels.shape[:2])) if _is_native(pixels) else 1
     enlarged = pixels.repeat(times, 0).repeat(times, 1)
-    return torch.from_numpy(enlarged).permute(2, 0, 1), times
+    return torch.from_numpy(enlarged).permute(2, 0, 1), times / step
 
 
-def on_file(metrics: PictureMetrics, times: int) -> PictureMetrics:
-    """Metrics of a picture that was enlarged, its grid in pixels of the file."""
+def on_file(metrics: PictureMetrics, times: float) -> PictureMetrics:
+    """Return the metrics of an enlarged or reduced picture with its grid in pixels of the file."""
     if times == 1 or metrics.grid_scale is None:
         return metrics
     places = {name: getattr(metrics, name) / times for name in ("grid_scale", "grid_left", "grid_top")}

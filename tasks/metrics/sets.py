@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from schema.runs import EpochMetrics, PictureMetrics
 from tasks.metrics.colour import UNIT, oklab
+from tasks.pictures import open_picture, reduced
 
 _SIDE = 24
 _NEAR = 0.3
@@ -139,8 +139,7 @@ def worst_prompts(pictures: Sequence[PictureMetrics], prompts: Sequence[str]) ->
 
 
 def _read(file: Path) -> Tensor:
-    with Image.open(file) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(reduced(open_picture(file))[0].convert("RGB"))).permute(2, 0, 1)
 
 
 def _thumbs(pixels: Tensor) -> Tensor:

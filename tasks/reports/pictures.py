@@ -9,6 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from schema.errors import BadDataError
+from tasks.pictures import open_picture
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -26,9 +29,8 @@ def embed(path: Path, longest_side: int) -> Picture | None:
         None where the file is missing or no whole picture: a report shows what there is.
     """
     try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except OSError:
+        picture = open_picture(path).convert("RGB")
+    except BadDataError:
         return None
     picture.thumbnail((longest_side, longest_side), Image.Resampling.BOX)
     buffer = io.BytesIO()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from schema.errors import BadDataError
+from tasks.pictures import picture_size
 from tasks.training.buckets import BucketRules, Size
 from tasks.training.config import Subset, TrainingConfig
 from tasks.training.dataset import (
@@ -21,7 +22,6 @@ from tasks.training.dataset import (
     folder_samples,
     load_mask,
     load_picture,
-    picture_size,
 )
 from tasks.training.latents import LatentCache, View
 from tasks.training.models import BaseModel

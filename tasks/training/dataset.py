@@ -6,16 +6,16 @@ import glob
 import hashlib
 import random
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from schema.errors import BadDataError, shown
+from schema.errors import BadDataError, ConfigError, shown
+from schema.readers import read_text
+from tasks.pictures import open_picture
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC,
@@ -24,6 +24,8 @@ INTERPOLATIONS = {
 """Kohya's names of ways to scale."""
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+MOST_CAPTION_BYTES = 2**20
+"""Largest caption file that is read. Captions have some hundred bytes."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def dataset_fingerprint(folder: Path) -> str:
         digest.update(f"{path.relative_to(folder)}:{repeats}\n".encode())
         digest.update(path.read_bytes())
         for caption in sorted(path.parent.glob(glob.escape(path.stem) + ".*")):
-            if caption.suffix.lower() not in ENDINGS:
+            if caption.suffix.lower() not in ENDINGS and caption.is_file():
                 digest.update(caption.read_bytes())
     return f"{folder.name}@{digest.hexdigest()[:12]}"
 
@@ -165,16 +167,6 @@ class Placement:
         return image.resize(self.scaled, INTERPOLATIONS[method]).crop(box)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, read from the file's head.
-
-    Raises:
-        BadDataError: the file is no picture.
-    """
-    with _opened(path) as image:
-        return image.size
-
-
 def load_picture(
     path: Path, placement: Placement, resize_interpolation: str | None, colour: random.Random | None = None
 ) -> npt.NDArray[np.float32]:
@@ -189,8 +181,7 @@ def load_picture(
     Raises:
         BadDataError: the file is no picture.
     """
-    with _opened(path) as image:
-        picture = placement.apply(image.convert("RGB"), resize_interpolation)
+    picture = placement.apply(open_picture(path).convert("RGB"), resize_interpolation)
     if colour is not None:
         picture = shifted_colours(picture, colour)
     return np.asarray(picture, np.float32).transpose(2, 0, 1) / 127.5 - 1
@@ -218,21 +209,11 @@ def load_mask(path: Path, placement: Placement, shrinks_by: int) -> npt.NDArray[
     Raises:
         BadDataError: the file is no picture.
     """
-    with _opened(path) as image:
-        alpha = image.convert("RGBA").getchannel("A")
+    alpha = open_picture(path).convert("RGBA").getchannel("A")
     width, height = placement.target
     small = placement.apply(alpha, "nearest").resize((width // shrinks_by, height // shrinks_by), Image.Resampling.BOX)
     opacity: npt.NDArray[np.float32] = np.asarray(small, np.float32)[None] / np.float32(255)
     return opacity
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (UnidentifiedImageError, OSError) as error:
-        raise BadDataError(f"{path} cannot be read as a picture ({error}): replace or remove it") from None
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -260,12 +241,12 @@ def _captioned(pictures: list[tuple[Path, int, str | None]], extension: str) -> 
 
 
 def _caption(path: Path) -> str:
+    if not path.exists():
+        raise BadDataError(f"the caption {path} is missing: write it, or set caption_extension")
     try:
-        text = path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        raise BadDataError(f"the caption {path} is missing: write it, or set caption_extension") from None
-    except UnicodeDecodeError:
-        raise BadDataError(f"the caption {path} is no UTF-8 text: save it as UTF-8") from None
+        text = read_text(path, MOST_CAPTION_BYTES).strip()
+    except ConfigError as error:
+        raise BadDataError(f"the caption {error}") from None
     if not text:
         raise BadDataError(f"the caption {path} is empty: write it, or remove the picture")
     return text

@@ -53,6 +53,29 @@ def test_a_prompt_takes_the_captions_place(portraits: Path) -> None:
     assert found[str(picture)]["background_accuracy"] < 100
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000)])
+def test_a_picture_too_small_to_measure_is_named(portraits: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size).save(tmp_path / "tiny.png")
+    result = pixelloop("measure", portraits / "portrait_000.png", tmp_path / "tiny.png")
+    assert result.returncode == 2
+    assert "tiny.png has too few pixels" in result.stderr
+    assert "portrait_000" in result.stdout
+
+
+def test_a_large_picture_is_measured_as_its_small_self(portraits: Path, tmp_path: Path) -> None:
+    original = portraits / "portrait_000.png"
+    Image.open(original).resize((4096, 4096), Image.Resampling.NEAREST).save(tmp_path / "large.png")
+    prompt = original.with_suffix(".txt").read_text()
+    small = json.loads(pixelloop("measure", original, "--prompt", prompt, "--json").stdout)[str(original)]
+    large = json.loads(pixelloop("measure", tmp_path / "large.png", "--prompt", prompt, "--json").stdout)
+    found = large[str(tmp_path / "large.png")]
+    assert found["grid_scale"] == 256
+    assert (found["background_accuracy"], found["palette_size"]) == (
+        small["background_accuracy"],
+        small["palette_size"],
+    )
+
+
 def test_a_broken_picture_is_said_and_the_others_are_measured(portraits: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     result = pixelloop("measure", portraits, tmp_path / "broken.png")

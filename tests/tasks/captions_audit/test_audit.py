@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,3 +142,35 @@ def test_tokens_are_never_counted_too_high() -> None:
 def test_no_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match="check the path"):
         audit_dataset(tmp_path / "nowhere", {})
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 5000), (5000, 2)])
+def test_a_picture_too_small_to_measure_is_a_finding(portraits: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size).save(portraits / "portrait_003.png")
+    found = {f.check: f for f in audit_dataset(portraits, {}).findings}
+    assert found["tiny_picture"].files == ("portrait_003.png",)
+
+
+def test_a_pipe_in_place_of_a_caption_does_not_block(portraits: Path) -> None:
+    (portraits / "portrait_000.txt").unlink()
+    os.mkfifo(portraits / "portrait_000.txt")
+    (portraits / "portrait_001.txt").unlink()
+    (portraits / "portrait_001.txt").symlink_to("/dev/zero")
+    audit = audit_dataset(portraits, {})
+    assert checks(audit, Level.ERROR) == {"missing_caption": 2}
+
+
+def test_a_large_picture_takes_bounded_memory(portraits: Path) -> None:
+    small = Image.open(portraits / "portrait_000.png")
+    small.resize((4096, 4096), Image.Resampling.NEAREST).save(portraits / "portrait_000.png")
+    code = (
+        "import resource, sys; from pathlib import Path;"
+        "from tasks.captions_audit.audit import audit_dataset;"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "audit = audit_dataset(Path(sys.argv[1]), {});"
+        "print(audit.pictures, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(portraits)], capture_output=True, text=True, check=True)
+    pictures, kilobytes = map(int, run.stdout.split())
+    assert pictures == 20
+    assert kilobytes < 1.2e6  # it took 6 GB at 360 bytes a pixel

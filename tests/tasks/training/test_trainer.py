@@ -27,6 +27,7 @@ from tasks.training.events import (
     WarningEvent,
 )
 from tasks.training.launch import TrainerProcess
+from tests.tasks.test_pictures import png
 
 Trial = Callable[..., Path]
 
@@ -216,14 +217,19 @@ def test_leaving_the_block_ends_the_trainer(trial: Trial) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "sentence"),
-    [("empty", "no pictures in"), ("caption", "is missing"), ("blank", "is empty"), ("broken", "cannot be read")],
-)
+    [
+        ("empty", "no pictures in"), ("caption", "is missing"), ("blank", "is empty"), ("broken", "cannot be read"),
+        ("huge", "a.png cannot be read"), ("pipe", "a.txt is not a regular file"),
+    ],
+)  # fmt: skip
 def test_bad_data_is_an_outcome_that_names_the_file(trial: Trial, tmp_path: Path, fault: str, sentence: str) -> None:
     data = tmp_path / "data"
     data.mkdir()
     if fault != "empty":
-        (data / "a.png").write_bytes(b"no picture")
-        if fault != "caption":
+        (data / "a.png").write_bytes(png(20_000, 10_000) if fault == "huge" else b"no picture")
+        if fault == "pipe":
+            os.mkfifo(data / "a.txt")
+        elif fault != "caption":
             (data / "a.txt").write_text("" if fault == "blank" else "pixel art")
     failed = run(trial(data=data))[-1]
     assert isinstance(failed, FailedEvent)
