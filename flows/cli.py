@@ -6,8 +6,9 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,7 +18,7 @@ from flows.cli_ab import ab
 from flows.cli_analysis import audit, diagnose, impact
 from flows.cli_home import campaign_path, command, named_run, opened_campaign, opened_home, served_home
 from flows.cli_measure import measure, retest
-from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption, RunArgument
+from flows.cli_options import DEFAULT_HOME, AllOption, CampaignOption, HomeOption, JsonOption, RunArgument
 from flows.cli_principles import principles
 from flows.cli_queue import queue
 from flows.cli_store import db, import_, log
@@ -25,12 +26,18 @@ from flows.cli_test import paired_test
 from flows.cli_up import down, up
 from schema.errors import PixelloopError
 
+if TYPE_CHECKING:
+    from tasks.reports.leaderboard import Row
+
 app = typer.Typer(
     help="Trains pixel-art LoRAs, measures every epoch, and learns why runs fail and what to try next.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+_MOST_ROWS = 30
+"""Rows of the leaderboard that are printed unless all are asked for: what fits a tall terminal."""
+
 out = Console()
 err = Console(stderr=True)
 
@@ -101,7 +108,12 @@ def pause(home: HomeOption = DEFAULT_HOME) -> None:
 
 
 @app.command()
-def status(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_json: JsonOption = False) -> None:
+def status(
+    home: HomeOption = DEFAULT_HOME,
+    campaign: CampaignOption = None,
+    show_all: AllOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """Show the leaderboard and what is running.
 
     Example: [bold]pixelloop status --home demo-run[/]
@@ -110,7 +122,7 @@ def status(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_
         record = services.campaign(campaign)
         history = services.store.history(record.name)
         ledger = services.ledger(record.name, history)
-    from tasks.reports.leaderboard import leaderboard, rich_table
+    from tasks.reports.leaderboard import leaderboard
     from tasks.reports.wording import gate
 
     rows = leaderboard(history)
@@ -120,7 +132,7 @@ def status(home: HomeOption = DEFAULT_HOME, campaign: CampaignOption = None, as_
         return
     reason = f": {record.end_reason}" if record.end_reason else ""
     out.print(f"campaign [bold]{record.name}[/] {record.status}{reason}")
-    out.print(rich_table(rows))
+    _print_rows(rows, show_all)
     if gate(ledger):
         out.print(f"\ngate       {gate(ledger)}", soft_wrap=True)
 
@@ -131,6 +143,7 @@ def runs(
         list[str] | None, typer.Option(help="Condition such as 'network_dim > 32'; may be repeated.")
     ] = None,
     home: HomeOption = DEFAULT_HOME,
+    show_all: AllOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """List runs of all campaigns, those that meet every condition.
@@ -143,13 +156,13 @@ def runs(
     with opened_home(home) as services:
         found = {run.uid for run in services.store.find_runs(conditions)}
         history = [h for h in services.store.history() if h.run.uid in found]
-    from tasks.reports.leaderboard import leaderboard, rich_table
+    from tasks.reports.leaderboard import leaderboard
 
     rows = leaderboard(history)
     if as_json:
         _json([row.model_dump(mode="json") for row in rows])
     else:
-        out.print(rich_table(rows))
+        _print_rows(rows, show_all)
 
 
 @app.command()
@@ -308,6 +321,15 @@ def _closing_words(home: Path, campaign: str) -> None:
     if place.best_lora(campaign).exists():
         out.print(f"best LoRA  {escape(os.path.relpath(place.best_lora(campaign)))}", soft_wrap=True)
     out.print(f"dashboard  {escape(command('dashboard', '--home', home))}", soft_wrap=True)
+
+
+def _print_rows(rows: Sequence[Row], show_all: bool) -> None:
+    """Print the leaderboard, its best rows alone unless all are asked for."""
+    from tasks.reports.leaderboard import rich_table
+
+    out.print(rich_table(rows if show_all else rows[:_MOST_ROWS]))
+    if len(rows) > _MOST_ROWS and not show_all:
+        out.print(f"and {len(rows) - _MOST_ROWS} more: add --all", highlight=False)
 
 
 def _settings(texts: list[str]) -> dict[str, Any]:

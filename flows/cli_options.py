@@ -14,5 +14,6 @@ CampaignOption = Annotated[
     str | None, typer.Option("--campaign", "-c", help="Name of the campaign; the newest if left out.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Print all runs, not the 30 best alone.")]
 RunArgument = Annotated[str, typer.Argument(help="Name or number of a run: demo-003 or 3.", show_default=False)]
 DEFAULT_HOME = Path("pixelloop-home")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from PIL import Image
 
 from schema.errors import BadDataError
 from tasks.pictures import open_picture
+
+_KEPT = 256
+"""Encoded pictures kept in memory: those of one report, about 100 KB each."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,16 @@ def embed(path: Path, longest_side: int) -> Picture | None:
     Returns:
         None where the file is missing or no whole picture: a report shows what there is.
     """
+    try:
+        written = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    return _embed(path, longest_side, written)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _embed(path: Path, longest_side: int, written: int) -> Picture | None:
+    """Encode once: the report is written anew after every trial. `written` tells a replaced file from the old one."""
     try:
         picture = open_picture(path).convert("RGB")
     except BadDataError:

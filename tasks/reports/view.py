@@ -21,6 +21,8 @@ from tasks.reports.progression import Progression, progressions
 
 _LARGE, _SMALL = 1600, 800
 """Longest side in pixels of the best run's sheets, and of all others: a night has hundreds of them."""
+_BEST_PICTURED, _NEWEST_PICTURED = 12, 8
+"""Runs whose sheets are embedded. All of 300 runs would make a file of 250 MB; the others get links."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Sheet:
     found: tuple[str, ...]
     path: str | None
     picture: Picture | None
+    linked: bool = False  # the picture is left out on purpose
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,12 @@ def build_report(
     history = sorted(history, key=lambda each: (each.run.campaign, each.run.number))
     rows, names = leaderboard(history), differing_parameters(history)
     best = rows[0].run_name if rows and rows[0].rank == 1 else None
-    sections = [_section(row, _of(history, row), names, home, row.run_name == best) for row in rows]
+    pictured = _pictured(rows)
+    by_number = {(each.run.campaign, each.run.number): each for each in history}
+    sections = [
+        _section(row, by_number[row.campaign, row.number or 0], names, home, row.run_name == best, row in pictured)
+        for row in rows
+    ]
     checks, effects = check_predictions(history), _in_order(analysis.effects)
     return Report(
         campaign=campaign,
@@ -136,9 +144,17 @@ def build_report(
     )
 
 
-def _section(row: Row, history: RunHistory, names: Sequence[str], home: Path, is_best: bool) -> RunSection:
+def _pictured(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows whose runs are shown with pictures: the best ones and the newest ones."""
+    newest = sorted(rows, key=lambda row: row.number or 0)[-_NEWEST_PICTURED:]
+    return [*rows[:_BEST_PICTURED], *newest]
+
+
+def _section(
+    row: Row, history: RunHistory, names: Sequence[str], home: Path, is_best: bool, pictured: bool
+) -> RunSection:
     epochs = tuple(epoch for epoch in history.epochs if epoch.epoch_number > 0)
-    side = _LARGE if is_best else _SMALL
+    side = (_LARGE if is_best else _SMALL) if pictured else None
     settings = history.run.all_parameters
     return RunSection(
         row=row,
@@ -152,9 +168,12 @@ def _section(row: Row, history: RunHistory, names: Sequence[str], home: Path, is
     )
 
 
-def _sheet(title: str, epoch: EpochResult, home: Path, side: int) -> Sheet:
+def _sheet(title: str, epoch: EpochResult, home: Path, side: int | None) -> Sheet:
+    """Return an epoch's sheet, shrunk to `side` pixels; as a link alone where `side` is None."""
     path = epoch.sample_sheet
     found = tuple(diagnosis.issue for diagnosis in epoch.diagnosed_issues)
+    if side is None:
+        return Sheet(title, epoch.quality, found, path, None, linked=path is not None)
     return Sheet(title, epoch.quality, found, path, _picture(path, home, side) if path else None)
 
 
@@ -163,10 +182,6 @@ def _picture(path: str, home: Path, side: int) -> Picture | None:
     with contextlib.suppress(StoreError):
         return embed(Home(home).inside(path), side)
     return None
-
-
-def _of(history: Sequence[RunHistory], row: Row) -> RunHistory:
-    return next(each for each in history if (each.run.campaign, each.run.number) == (row.campaign, row.number))
 
 
 def _seconds(history: RunHistory) -> float:

@@ -4,6 +4,7 @@ import base64
 import io
 import uuid
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
@@ -148,6 +149,15 @@ def test_missing_and_broken_sheets_do_not_break_the_report(tmp_path: Path) -> No
     page = write(tmp_path, night)
     assert page.text.count("no picture at") == 2
     assert len(page.all("img")) == 21 - 2
+
+
+def test_of_many_runs_only_the_best_and_the_newest_have_pictures(tmp_path: Path) -> None:
+    night = [factory.history(n, (30.0, 50.0 - n / 10), home=tmp_path) for n in range(60)]
+    page = write(tmp_path, night)
+    assert len(page.all("img")) == (12 + 8) * 2 + 1  # the base model
+    assert page.text.count("open the sheet") == (60 - 12 - 8) * 2
+    links = [a["href"] for a in page.all("a") if a["href"].startswith("runs")]
+    assert all((tmp_path / unquote(link)).is_file() for link in links)
 
 
 def test_a_large_sheet_is_shrunk(tmp_path: Path) -> None:
