@@ -21,6 +21,7 @@ from optimizer.crown import crowned
 from schema.errors import NotFoundError
 from schema.findings import Analysis, Diagnosis, Hypothesis, Principle
 from schema.runs import RunHistory, TrainingRun
+from schema.states import HypothesisState, PrincipleState
 from tasks.home import copy_atomically
 
 
@@ -62,7 +63,7 @@ def keep_diagnoses(context: Context) -> list[TrainingRun]:
 def keep_hypotheses(context: Context, proposals: Sequence[Hypothesis]) -> None:
     """Replace what was proposed, settle what was run, and leave the queue as it is."""
     kept = settled(context.store.hypotheses(context.name), context.store.history(context.name), context.space)
-    kept = [h for h in kept if h.state != "proposed"]
+    kept = [h for h in kept if h.state != HypothesisState.PROPOSED]
     fresh = [h for h in proposals if h.uid not in known(kept)]
     if kept or fresh:
         context.store.save_hypotheses([*kept, *fresh])
@@ -81,7 +82,7 @@ def keep_principles(context: Context) -> None:
         known = before.get(one.uid)
         if known is None:
             progress.listener.message(f"a principle: {one.sentence}; see 'pixelloop principles'")
-        elif one.state == "withdrawn" != known.state:
+        elif one.state == PrincipleState.WITHDRAWN != known.state:
             progress.listener.message(f"the principle '{one.rule}' is withdrawn: {one.sentence}")
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from flows.cli_home import campaign_path, opened_home
 from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 from schema.errors import ConfigError, NotFoundError
+from schema.states import PrincipleState
 
 if TYPE_CHECKING:
     from flows.wiring import Services
@@ -64,11 +65,11 @@ def accept(number: NumberArgument, home: HomeOption = DEFAULT_HOME, campaign: Ca
     from optimizer.space import Space
 
     def accepted(principle: Principle, file: CampaignFile) -> Principle:
-        if principle.state == "withdrawn":
+        if principle.state == PrincipleState.WITHDRAWN:
             against = ", ".join(principle.details.against) or "paired runs"
             raise ConfigError(f"'{principle.rule}' was contradicted by {against}: it cannot become a hard limit")
         Space.of(file, (principle.rule,))  # what is fixed now must keep it
-        return principle.changed(state="accepted")
+        return principle.changed(state=PrincipleState.ACCEPTED)
 
     changed = _change(number, home, campaign, accepted)
     out.print(f"'{changed.rule}' is a hard limit from the next start of a campaign on", highlight=False)
@@ -80,7 +81,7 @@ def drop(number: NumberArgument, home: HomeOption = DEFAULT_HOME, campaign: Camp
 
     Example: [bold]pixelloop principles drop 1 --home demo-run[/]
     """
-    changed = _change(number, home, campaign, lambda principle, _: principle.changed(state="dropped"))
+    changed = _change(number, home, campaign, lambda principle, _: principle.changed(state=PrincipleState.DROPPED))
     out.print(f"'{changed.rule}' limits nothing and is not proposed again", highlight=False)
 
 
@@ -142,5 +143,5 @@ def _show(found: Sequence[Principle], runs: int) -> None:
         out.print(f"{number}. {one.sentence} [dim]({told})[/]", highlight=False, soft_wrap=True)
         if one.details.against:
             out.print(f"   good all the same: {', '.join(one.details.against)}", highlight=False, soft_wrap=True)
-    if any(one.state == "proposed" for one in found):
+    if any(one.state == PrincipleState.PROPOSED for one in found):
         out.print("make one a hard limit of later campaigns: 'pixelloop principles accept 1'", highlight=False)

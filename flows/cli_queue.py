@@ -14,6 +14,7 @@ from flows.cli_home import opened_campaign
 from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 from schema.errors import NotFoundError
 from schema.parameters import parse_setting
+from schema.states import HypothesisState
 
 if TYPE_CHECKING:
     from flows.wiring import Context
@@ -108,9 +109,9 @@ def reorder(
 
 def _proposal(known: Sequence[Hypothesis], number: str) -> Hypothesis:
     for one in known:
-        if one.state == "proposed" and str(one.priority) == number:
+        if one.state == HypothesisState.PROPOSED and str(one.priority) == number:
             return one
-    there = ", ".join(str(h.priority) for h in known if h.state == "proposed") or "none yet"
+    there = ", ".join(str(h.priority) for h in known if h.state == HypothesisState.PROPOSED) or "none yet"
     raise NotFoundError(f"no proposal {number}: there is {there}; see 'pixelloop next'")
 
 

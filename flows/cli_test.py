@@ -13,6 +13,7 @@ from rich.console import Console
 
 from flows.cli_home import alone_at_work, opened_campaign, served_home
 from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
+from schema.states import HypothesisState
 
 if TYPE_CHECKING:
     from optimizer.analysis.paired import Change, Pair, Verdict
@@ -59,7 +60,7 @@ def paired_test(
 
     wanted = Change.parse(change)
     state = _state(wanted, home, campaign, worth)
-    if not plan and state.verdict.state == "running":
+    if not plan and state.verdict.state == HypothesisState.RUNNING:
         _run(wanted, state.file, worth, home, campaign, err if as_json else out)
         state = _state(wanted, home, campaign, worth)
     if as_json:
@@ -80,7 +81,11 @@ def _state(change: Change, home: HomeOption, campaign: str | None, worth: float 
         asked = worth if worth is not None else worth_of(spread)
         pairs = pairs_of(change, history, space)
         told = verdict([pair.difference for pair in pairs], asked)
-        ahead = missing(change, history, space, max(LEAST_PAIRS - told.pairs, 1)) if told.state == "running" else []
+        ahead = (
+            missing(change, history, space, max(LEAST_PAIRS - told.pairs, 1))
+            if told.state == HypothesisState.RUNNING
+            else []
+        )
         pictures = num_images(context.file.dataset_dir)
         hours = [expected_hours(half, history, pictures) for half in ahead]
         total = None if None in hours else sum(h or 0.0 for h in hours)
@@ -119,7 +124,7 @@ def _show(change: Change, state: _State) -> None:
         f"[bold]{change}[/]: {told.state} after {count(told.pairs, 'pair')}{effect}; refuted where a gain of "
         f"{state.worth:.1f} points is excluded", highlight=False, soft_wrap=True,
     )  # fmt: skip
-    if told.state == "running":
+    if told.state == HypothesisState.RUNNING:
         time = "" if state.hours is None else f", about {duration(state.hours * 3600)} of training"
         most = f"; {state.likely_pairs} pairs are likely to decide it" if state.likely_pairs else ""
         out.print(f"next: {count(len(state.planned), 'run')}{time}{most}", highlight=False, soft_wrap=True)

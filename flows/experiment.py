@@ -12,8 +12,9 @@ from flows.work import claim, run_claimed
 from optimizer.analysis.lifecycle import noise
 from optimizer.analysis.paired import LEAST_PAIRS, Change, Verdict, missing, verdict_on, worth_of
 from schema.errors import NotFoundError
-from schema.findings import PAIRED_TEST, Decision, GateVerdict
+from schema.findings import Decision, GateVerdict
 from schema.parameters import Parameters
+from schema.states import GateRule, HypothesisState
 from tasks.claims import Claim
 
 
@@ -37,7 +38,7 @@ def experiment(campaign_file: str, home: str, change: str, worth: float | None =
         context, wanted = open_campaign(campaign_file, home), Change.parse(change)
         pin_gpu(context.services.settings.device)
         told, before = _judged(context, wanted, worth), -1
-        while told.state == "running" and told.pairs > before:
+        while told.state == HypothesisState.RUNNING and told.pairs > before:
             halves = missing(wanted, context.related(), context.space, max(LEAST_PAIRS - told.pairs, 1))
             effect = f", effect {told.effect:+.1f}" if told.pairs else ""
             progress.listener.message(f"{change}: pairs {told.pairs}{effect}; runs that come next: {len(halves)}")
@@ -48,7 +49,7 @@ def experiment(campaign_file: str, home: str, change: str, worth: float | None =
                     run_claimed(context, *claimed, context.file.budget)
             before = told.pairs
             told = _judged(context, wanted, worth)
-        if told.state == "running":
+        if told.state == HypothesisState.RUNNING:
             progress.listener.message("[red]no pair came of these runs[/]: see how they ended with 'pixelloop status'")
         return told.state
 
@@ -70,7 +71,7 @@ def _half(context: Context, change: Change, parameters: Parameters) -> tuple[int
                     return claim(context, proposal.number)
         proposal = context.study.ask(context.space.searched(parameters))
         reason = f"half of a test: {change}"
-        verdict = GateVerdict(decision=Decision.RUN, reason=reason, rule=PAIRED_TEST)
+        verdict = GateVerdict(decision=Decision.RUN, reason=reason, rule=GateRule.PAIRED_TEST)
         context.study.note(proposal.number, "tests", str(change))
         context.store.save_run(context.new_run(proposal.number, _as_own(context, parameters)).changed(verdict=verdict))
         return claim(context, proposal.number)

@@ -13,6 +13,7 @@ from schema.errors import ConfigError
 from schema.findings import Decision, GateVerdict, Prediction
 from schema.parameters import Parameters, ParameterValue
 from schema.runs import RunHistory
+from schema.states import GateRule
 
 
 class Gate:
@@ -47,16 +48,16 @@ class Gate:
         """
         broken = self._space.violations(parameters)
         if broken:
-            return _verdict(Decision.SKIP, "hard_rule", "; ".join(broken), prediction)
+            return _verdict(Decision.SKIP, GateRule.HARD_RULE, "; ".join(broken), prediction)
         doubt = self._doubt(parameters, prediction, history) if self._settings.enabled else None
         if doubt is None:
-            return _verdict(Decision.RUN, "accepted", self._welcome(prediction, history), prediction)
+            return _verdict(Decision.RUN, GateRule.ACCEPTED, self._welcome(prediction, history), prediction)
         if skips_in_a_row >= self._settings.max_skips_in_a_row:
             reason = f"{skips_in_a_row} proposals in a row were refused, so this one runs although {doubt.reason}"
-            return doubt.changed(decision=Decision.RUN, rule="least_bad", reason=reason)
+            return doubt.changed(decision=Decision.RUN, rule=GateRule.LEAST_BAD, reason=reason)
         if self._is_audit(number) and not self._certain(parameters, history):
             return doubt.changed(
-                decision=Decision.RUN, rule="audit", reason=f"runs to check the gate, although {doubt.reason}"
+                decision=Decision.RUN, rule=GateRule.AUDIT, reason=f"runs to check the gate, although {doubt.reason}"
             )
         return doubt
 
@@ -66,17 +67,17 @@ class Gate:
         """The refusal that evidence asks for, if any."""
         twin = self._twin(parameters, history)
         if twin is not None:
-            rule = "known_failure" if failed(twin, self._space.failed_quality) else "known_result"
+            rule = GateRule.KNOWN_FAILURE if failed(twin, self._space.failed_quality) else GateRule.KNOWN_RESULT
             reason = f"{twin.run.run_name} was the same training and ended: {how_it_ended(twin)}"
             return _verdict(Decision.SKIP, rule, reason, prediction, (twin.run.run_name,))
         region = dead_region(parameters, history, self._space)
         if region is not None:
             names = tuple(run.run.run_name for run in region.runs)
-            return _verdict(Decision.SKIP, "known_failure", region.reason(), prediction, names)
+            return _verdict(Decision.SKIP, GateRule.KNOWN_FAILURE, region.reason(), prediction, names)
         runs = _worth(prediction, history)
         if runs >= self._settings.min_runs and prediction.p_fail > self._limit(runs):
             return _verdict(
-                Decision.SKIP, "predicted_failure", _expects(prediction, history), prediction, prediction.nearest
+                Decision.SKIP, GateRule.PREDICTED_FAILURE, _expects(prediction, history), prediction, prediction.nearest
             )
         return None
 
@@ -124,7 +125,7 @@ def least_bad(candidates: Sequence[tuple[Parameters, Prediction]]) -> Parameters
 
 
 def _verdict(
-    decision: Decision, rule: str, reason: str, prediction: Prediction, evidence: tuple[str, ...] = ()
+    decision: Decision, rule: GateRule, reason: str, prediction: Prediction, evidence: tuple[str, ...] = ()
 ) -> GateVerdict:
     return GateVerdict(decision=decision, reason=reason, rule=rule, evidence=evidence, p_fail=prediction.p_fail)
 

@@ -9,9 +9,10 @@ from optimizer.budget import hours_used
 from optimizer.history import failed, informative
 from schema.findings import GateLedger, RefusedProposal
 from schema.runs import RunHistory
+from schema.states import GateRule
 
-_DEFECTS = ("predicted_failure", "known_failure")
-_NEVER = "hard_rule"  # a user's own limit: such a run would not have been made anyway
+_DEFECTS = (GateRule.PREDICTED_FAILURE, GateRule.KNOWN_FAILURE)
+_NEVER = GateRule.HARD_RULE  # a user's own limit: such a run would not have been made anyway
 
 
 def ledger(history: Sequence[RunHistory], refusals: Sequence[RefusedProposal], failed_quality: float) -> GateLedger:
@@ -23,7 +24,7 @@ def ledger(history: Sequence[RunHistory], refusals: Sequence[RefusedProposal], f
         failed_quality: best quality (0-100) below which a run failed.
     """
     told = informative(history)
-    audited = [h for h in told if h.run.verdict is not None and h.run.verdict.rule == "audit"]
+    audited = [h for h in told if h.run.verdict is not None and h.run.verdict.rule == GateRule.AUDIT]
     return GateLedger(
         refusals=tuple(sorted(refusals, key=lambda refusal: refusal.number)),
         audited=tuple(h.run.run_name for h in audited),

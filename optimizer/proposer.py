@@ -26,6 +26,7 @@ from optimizer.surrogate import Surrogate
 from schema.errors import ConfigError
 from schema.parameters import Parameters
 from schema.runs import RunHistory
+from schema.states import GateRule
 
 CONSTRAINT = "fails"
 """Optuna's constraint on every ended trial: above 0 for settings that failed or were refused."""
@@ -197,12 +198,12 @@ class Proposer:
 
 def _tells(trial: FrozenTrial) -> bool:
     """True for trials the sampler learns from; a refused repeat would only be counted twice."""
-    return trial.state is not TrialState.FAIL and trial.user_attrs.get("gate") != "known_result"
+    return trial.state is not TrialState.FAIL and trial.user_attrs.get("gate") != GateRule.KNOWN_RESULT
 
 
 def _open(trial: FrozenTrial) -> bool:
     """True for what runs, and for what the gate refused as bad."""
-    refused = trial.state is TrialState.PRUNED and trial.user_attrs.get("gate") not in (None, "known_result")
+    refused = trial.state is TrialState.PRUNED and trial.user_attrs.get("gate") not in (None, GateRule.KNOWN_RESULT)
     return trial.state is TrialState.RUNNING or refused
 
 

@@ -35,6 +35,7 @@ from schema.errors import ConfigError, NotFoundError, TrialError
 from schema.findings import GateVerdict
 from schema.parameters import Parameters, ParameterValue
 from schema.runs import Outcome, RunHistory
+from schema.states import GateRule
 
 _LEGACY = "constraints"  # the only form that optuna-dashboard 0.21 draws
 
@@ -187,7 +188,7 @@ class CampaignStudy:
         for key, value in (("gate", verdict.rule), ("reason", verdict.reason), ("p_fail", verdict.p_fail)):
             self._note(trial, key, value)
         # A repeat of a good run is no bad setting: it must not push the sampler away from there.
-        self._constrain(trial, -VIOLATION if verdict.rule == "known_result" else VIOLATION)
+        self._constrain(trial, -VIOLATION if verdict.rule == GateRule.KNOWN_RESULT else VIOLATION)
         self.study.tell(number, state=TrialState.PRUNED)
 
     @_once_more

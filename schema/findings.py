@@ -13,6 +13,7 @@ from pydantic import Field
 
 from schema.base import Frozen
 from schema.parameters import Parameters
+from schema.states import EffectVerdict, GateRule, HypothesisState, PrincipleState
 
 
 class Evidence(StrEnum):
@@ -46,19 +47,12 @@ class Decision(StrEnum):
     SKIP = "skip"
 
 
-PAIRED_TEST = "paired_test"
-"""Rule of a run that a user's experiment asks for: the gate has no say, and it is not stopped early."""
-
-
 class GateVerdict(Frozen):
     """The gate's judgement of one proposal; kept for run and refused ones alike."""
 
     decision: Decision
     reason: str = Field(description="a sentence a person can check")
-    rule: str = Field(
-        description="hard_rule | known_failure | known_result | predicted_failure | audit | least_bad | accepted | "
-        "paired_test"
-    )
+    rule: GateRule
     evidence: tuple[str, ...] = Field((), description="names of the runs the reason rests on")
     p_fail: float | None = None
 
@@ -104,7 +98,7 @@ class LikelyCause(Frozen):
 class Diagnosis(Frozen):
     """One problem found in a run or epoch, its likely cause and what to change."""
 
-    issue: str = Field(description="collapsed, photorealistic, wrong_background, two_toned_hair, missing_crown, ...")
+    issue: str = Field(description="a name of `IssueName`, or what an imported run calls it")
     category: str = Field(description="architecture | captions | dynamics | data | progression | resources")
     severity: float = Field(ge=0, le=1, description="how far the measurement is from good")
     cause: str = Field(description="likely cause, one sentence")
@@ -171,7 +165,7 @@ class ParameterEffect(Frozen):
     p_value: float | None = Field(None, description="permutation test, corrected for the number of parameters")
     best: str = Field("", description="where it was best, as text: '<= 0.001' or 'cosine'")
     importance: float | None = Field(None, description="share of explained variation, 0-1")
-    verdict: str = Field(description="critical | secondary | none detected | not enough data | never varied")
+    verdict: EffectVerdict
     confounded_with: tuple[str, ...] = ()
     evidence: Evidence = Evidence.OBSERVED
 
@@ -209,7 +203,7 @@ class Hypothesis(Frozen):
     rationale: str
     expected: Prediction
     gain: float = Field(description="expected quality minus best quality so far")
-    state: str = Field("proposed", description="proposed | queued | running | confirmed | refuted | inconclusive")
+    state: HypothesisState = HypothesisState.PROPOSED
     gpu_hours: float | None = Field(None, ge=0, description="estimated training time; None: no run to judge from")
     blockers: tuple[str, ...] = Field((), description="what should be done first, as 'needs more pictures: ...'")
     created_at: datetime
@@ -236,7 +230,7 @@ class Principle(Frozen):
     exceptions: int = Field(ge=0, description="good runs that break it")
     scope: dict[str, str] = Field(description="base_model and dataset that it holds for")
     evidence: Evidence = Evidence.OBSERVED
-    state: str = Field("proposed", description="proposed | accepted (a hard limit) | dropped | withdrawn")
+    state: PrincipleState = PrincipleState.PROPOSED
     details: PrincipleDetails = PrincipleDetails()
     created_at: datetime
 

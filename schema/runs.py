@@ -11,8 +11,9 @@ from typing import Any, Literal
 from pydantic import Field, computed_field, model_validator
 
 from schema.base import Frozen
-from schema.findings import PAIRED_TEST, Diagnosis, GateVerdict, Prediction
+from schema.findings import Diagnosis, GateVerdict, Prediction
 from schema.parameters import PARAMETERS, Parameters, ParameterValue
+from schema.states import ArtifactKind, GateRule, IssueName
 
 _NAMESPACE = uuid.UUID("7c1c2f0e-5f0c-4d0e-9d2a-6b1b6f6f6c01")
 
@@ -192,13 +193,13 @@ class EpochResult(Frozen):
     @property
     def is_photorealistic(self) -> bool | None:
         """Whether photorealism was found in the pictures; None where none were measured."""
-        return None if self.quantitative_metrics.mean is None else self._has("photorealistic")
+        return None if self.quantitative_metrics.mean is None else self._has(IssueName.PHOTOREALISTIC)
 
     @property
     def has_wrong_backgrounds(self) -> bool | None:
         """Whether backgrounds were found to be of a wrong colour; None where none was promised and measured."""
         mean = self.quantitative_metrics.mean
-        return None if mean is None or mean.background_accuracy is None else self._has("wrong_background")
+        return None if mean is None or mean.background_accuracy is None else self._has(IssueName.WRONG_BACKGROUND)
 
     def _has(self, issue: str) -> bool:
         return any(found.issue == issue for found in self.diagnosed_issues)
@@ -242,7 +243,7 @@ class Artifact(Frozen):
     uid: uuid.UUID
     run_uid: uuid.UUID
     epoch_number: int | None = None
-    kind: str = Field(description="checkpoint | sample | sheet")
+    kind: ArtifactKind
     path: str = Field(description="key in its storage; of the local one a path from the home")
     storage: str = Field(description="local, or the name of the bucket")
     bytes: int | None = None
@@ -294,7 +295,7 @@ class TrainingRun(Frozen):
     @property
     def is_half(self) -> bool:
         """True for a half of a paired test, which must be as long and as well measured as the other one."""
-        return self.verdict is not None and self.verdict.rule == PAIRED_TEST
+        return self.verdict is not None and self.verdict.rule is GateRule.PAIRED_TEST
 
 
 class RunHistory(Frozen):

@@ -16,16 +16,17 @@ from schema.campaign import ratio_of
 from schema.findings import DataAudit, Diagnosis, LikelyCause
 from schema.parameters import PARAMETERS
 from schema.runs import EpochMetrics, RunHistory, TrainingRun
+from schema.states import IssueName
 
 Names = Callable[[RunHistory], set[str]]
 
 _NORMAL_RUNS = 2
 _NORMAL_SHARE = 0.5
 _USUAL = 0.5  # of the healthy runs
-_BLAMELESS = ("crashed", "bad_data")
+_BLAMELESS = (IssueName.CRASHED, IssueName.BAD_DATA)
 _NO_HARM = 0.1
 _NAMED = 0.5
-SLOW = "slow"
+SLOW = IssueName.SLOW
 _COMPARED = 3  # runs on the same data set that are enough to leave those on other data out
 
 
@@ -117,7 +118,7 @@ def _below(run: RunHistory, healthy: Healthy, failed_quality: float) -> list[Iss
     if not lacks or quality is None or quality < failed_quality:
         return []
     text = f"best quality {quality:.1f}, healthy runs have {healthy.quality:.1f} (median of {len(healthy.runs)})"
-    return [Issue("below_healthy", "dynamics", min(max(lacks / max(healthy.quality, 1.0), 0.05), 1.0), text)]
+    return [Issue(IssueName.BELOW_HEALTHY, "dynamics", min(max(lacks / max(healthy.quality, 1.0), 0.05), 1.0), text)]
 
 
 def _risky(run: RunHistory, healthy: Healthy, audit: DataAudit | None) -> list[Diagnosis]:

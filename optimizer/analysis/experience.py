@@ -9,6 +9,7 @@ from optimizer.rules import Rule, text_of
 from optimizer.space import active
 from schema.findings import DataAudit
 from schema.parameters import Parameters
+from schema.states import IssueName
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class _Experience:
 
 
 _GENERAL: dict[str, tuple[_Experience, ...]] = {
-    "photorealistic": (
+    IssueName.PHOTOREALISTIC: (
         _Experience(
             "so high a rank has room for photographic detail", "lower network_dim to 32 or less", "network_dim >= 64"
         ),
@@ -29,7 +30,7 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
         ),
         _Experience("the base model's own style still shows", "train longer, or raise learning_rate a little"),
     ),
-    "wrong_background": (
+    IssueName.WRONG_BACKGROUND: (
         _Experience(
             "dropped captions loosen the tie of words and colours",
             "lower caption_dropout_rate",
@@ -43,7 +44,7 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
         ),
         _Experience("background colours are not learnt yet", "train longer, or add pictures with these backgrounds"),
     ),
-    "two_toned_hair": (
+    IssueName.TWO_TONED_HAIR: (
         _Experience(
             "captions may give two features the same colour code",
             "check the captions for shared hex codes",
@@ -51,7 +52,7 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
         ),
         _Experience("hair of one colour is not learnt yet", "train longer, or add pictures with plain hair"),
     ),
-    "wrong_hair": (
+    IssueName.WRONG_HAIR: (
         _Experience(
             "dropped tags loosen the tie of words and colours",
             "lower caption_tag_dropout_rate",
@@ -64,7 +65,7 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
         ),
         _Experience("hair colours are not learnt yet", "train longer, or add pictures with these hair colours"),
     ),
-    "missing_crown": (
+    IssueName.MISSING_CROWN: (
         _Experience(
             "dropped tags hide small features from training",
             "lower caption_tag_dropout_rate",
@@ -74,18 +75,18 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
             "small features are learnt last, or too few pictures show one", "train longer, or add pictures with a crown"
         ),
     ),
-    "missing_accessory": (
+    IssueName.MISSING_ACCESSORY: (
         _Experience(
             "small features are learnt last, or too few pictures show one", "train longer, or add pictures that show it"
         ),
     ),
-    "memorised": (
+    IssueName.MEMORISED: (
         _Experience("the pictures were seen too often, or are too few", "add pictures, or lower max_train_epochs"),
     ),
-    "below_healthy": (
+    IssueName.BELOW_HEALTHY: (
         _Experience("no single parameter stands out", "go back to the best run's setting and change one parameter"),
     ),
-    "noisy_palette": (
+    IssueName.NOISY_PALETTE: (
         _Experience("so high a rank has room for noise", "lower network_dim to 32 or less", "network_dim >= 64"),
         _Experience("noise offset shifts flat colours", "lower noise_offset", "noise_offset > 0.05"),
         _Experience(
@@ -93,13 +94,13 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
             "train longer; check the pictures' grid",
         ),
     ),
-    "blurred": (
+    IssueName.BLURRED: (
         _Experience("so low a learning rate learns no hard edges", "raise learning_rate", "learning_rate < 0.0001"),
         _Experience(
             "hard edges are not learnt yet, or the training pictures are soft", "train longer; check the pictures' grid"
         ),
     ),
-    "diverged": (
+    IssueName.DIVERGED: (
         _Experience("so high a learning rate", "lower learning_rate tenfold", "learning_rate >= 0.001"),
         _Experience(
             "alpha above rank multiplies the learning rate",
@@ -113,7 +114,7 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
         ),
         _Experience("the steps are too large for this training", "lower learning_rate threefold"),
     ),
-    "oom": (
+    IssueName.OOM: (
         _Experience(
             "so large a batch", "lower train_batch_size and raise gradient_accumulation_steps", "train_batch_size >= 4"
         ),
@@ -121,19 +122,19 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
             "the training needs more memory than there is", "set gradient_checkpointing = true, or lower network_dim"
         ),
     ),
-    "overtrained": (
+    IssueName.OVERTRAINED: (
         _Experience("training went on after the best epoch", "use the best epoch's file; lower max_train_epochs"),
     ),
-    "undertrained": (
+    IssueName.UNDERTRAINED: (
         _Experience("training ended before the quality was reached", "raise max_train_epochs or learning_rate"),
     ),
-    "oscillating": (
+    IssueName.OSCILLATING: (
         _Experience(
             "a learning rate that never falls keeps jumping", "use lr_scheduler = cosine", "lr_scheduler == constant"
         ),
         _Experience("the steps are too large to settle", "lower learning_rate"),
     ),
-    "low_quality": (
+    IssueName.LOW_QUALITY: (
         _Experience(
             "so high a learning rate destroys what the base model knew",
             "lower learning_rate tenfold",
@@ -142,7 +143,7 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
         _Experience("so low a learning rate learns nothing", "raise learning_rate", "learning_rate < 0.00005"),
         _Experience("no single parameter stands out", "go back to the best run's setting and change one parameter"),
     ),
-    "collapsed": (
+    IssueName.COLLAPSED: (
         _Experience(
             "so high a learning rate destroys what the base model knew",
             "lower learning_rate tenfold",
@@ -155,15 +156,15 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
         ),
         _Experience("the steps are too large for this training", "lower learning_rate threefold"),
     ),
-    "slow": (
+    IssueName.SLOW: (
         _Experience(
             "no setting that costs time stands out", "look what else runs on the machine, and how warm it gets"
         ),
     ),
-    "bad_data": (
+    IssueName.BAD_DATA: (
         _Experience("the data set cannot be trained on", "mend the pictures or captions that the message names"),
     ),
-    "crashed": (
+    IssueName.CRASHED: (
         _Experience("the trainer or the machine broke down, not the setting", "read the trial's log and run it again"),
     ),
 }

@@ -17,6 +17,7 @@ from optimizer.space import Space, filled
 from schema.findings import ParameterEffect
 from schema.parameters import PARAMETERS, ParameterValue
 from schema.runs import RunHistory
+from schema.states import EffectVerdict
 
 Array = NDArray[np.float64]
 
@@ -79,7 +80,7 @@ def effects(history: Sequence[RunHistory], space: Space) -> tuple[ParameterEffec
     varied = varied_parameters(runs, space)
     constant = unvaried(len(runs), varied, space)
     if len(runs) < _LEAST or np.ptp(run_qualities(runs, space)) == 0:
-        return (*(_bare(v.name, len(runs), "not enough data") for v in varied), *constant)
+        return (*(_bare(v.name, len(runs), EffectVerdict.NOT_ENOUGH_DATA) for v in varied), *constant)
     outcome = run_qualities(runs, space)
     p_values = _holm(_permuted(varied, rankdata(outcome)))
     shares = importances(varied, outcome)
@@ -94,10 +95,10 @@ def effects(history: Sequence[RunHistory], space: Space) -> tuple[ParameterEffec
 def unvaried(n: int, varied: Sequence[Varied], space: Space) -> list[ParameterEffect]:
     """The searched parameters that never varied over n runs, said to be so."""
     names = {v.name for v in varied}
-    return [_bare(name, n, "never varied") for name in space.names if name not in names]
+    return [_bare(name, n, EffectVerdict.NEVER_VARIED) for name in space.names if name not in names]
 
 
-def _bare(name: str, n: int, verdict: str) -> ParameterEffect:
+def _bare(name: str, n: int, verdict: EffectVerdict) -> ParameterEffect:
     return ParameterEffect(parameter=name, n=n, effect=0.0, verdict=verdict)
 
 
@@ -198,9 +199,9 @@ def effect_of(
     goodness = values if rises else -values
     better, best = better_side(v, goodness)
     low, high = bootstrap_interval(goodness, better)
-    verdict = "none detected"
+    verdict = EffectVerdict.NONE_DETECTED
     if p <= SIGNIFICANT:
-        verdict = "critical" if share >= CRITICAL else "secondary"
+        verdict = EffectVerdict.CRITICAL if share >= CRITICAL else EffectVerdict.SECONDARY
     return ParameterEffect(
         parameter=v.name,
         outcome=outcome,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from optimizer.history import best_quality, judged_epoch
 from optimizer.objective import CurveState, best_epoch, curve_state
 from schema.runs import EpochMetrics, Outcome, PictureMetrics, RunHistory
+from schema.states import IssueName
 
 _ACCURATE = 60.0  # a colour score below is a visibly wrong colour
 _SHARE = 0.25  # of the pictures
@@ -22,7 +23,7 @@ _COLLAPSED = 5.0
 class Issue:
     """One problem, its severity (0-1) and the measurement that shows it."""
 
-    name: str
+    name: IssueName
     category: str
     severity: float
     measurement: str
@@ -34,12 +35,12 @@ def picture_issues(metrics: EpochMetrics) -> tuple[Issue, ...]:
         return ()
     if collapsed(metrics):  # noise or emptiness has every other fault as well: naming them would hide this one
         text = f"no figure to be seen: colours {metrics.mean.colour:.0f}, style {metrics.mean.style:.0f} of 100"
-        return (_issue("collapsed", "dynamics", 1.0, text),)
+        return (_issue(IssueName.COLLAPSED, "dynamics", 1.0, text),)
     found = [
         _photorealistic(metrics, metrics.mean),
-        _colour("wrong_background", "background", metrics.mean.background_accuracy),
+        _colour(IssueName.WRONG_BACKGROUND, "background", metrics.mean.background_accuracy),
         _two_toned(metrics),
-        _colour("wrong_hair", "hair", metrics.mean.hair_accuracy),
+        _colour(IssueName.WRONG_HAIR, "hair", metrics.mean.hair_accuracy),
         _missing_crown(metrics),
         _missing_accessory(metrics.mean),
         _memorised(metrics),
@@ -61,7 +62,7 @@ def run_issues(run: RunHistory, failed_quality: float) -> tuple[Issue, ...]:
     named = bool(run.run.outcome and run.run.outcome.failed) or (judged and collapsed(judged.quantitative_metrics))
     if best is not None and best < failed_quality and not named:
         text = f"best quality {best:.1f} (a run below {failed_quality:g} counts as failed)"
-        found.append(Issue("low_quality", "dynamics", 1 - best / max(failed_quality, 1e-9) * 0.5, text))
+        found.append(Issue(IssueName.LOW_QUALITY, "dynamics", 1 - best / max(failed_quality, 1e-9) * 0.5, text))
     return _sorted(found)
 
 
@@ -69,7 +70,7 @@ def _sorted(issues: list[Issue]) -> tuple[Issue, ...]:
     return tuple(sorted(issues, key=lambda issue: -issue.severity))
 
 
-def _issue(name: str, category: str, severity: float, measurement: str) -> Issue:
+def _issue(name: IssueName, category: str, severity: float, measurement: str) -> Issue:
     return Issue(name, category, min(max(severity, 0.05), 1.0), measurement)
 
 
@@ -78,10 +79,10 @@ def _photorealistic(metrics: EpochMetrics, mean: PictureMetrics) -> Issue | None
         return None
     severity = max(metrics.photorealistic_share, mean.photorealism / 100)
     text = f"photorealism {mean.photorealism:.0f} of 100, {metrics.photorealistic_share:.0%} of the pictures above 50"
-    return _issue("photorealistic", "architecture", severity, text)
+    return _issue(IssueName.PHOTOREALISTIC, "architecture", severity, text)
 
 
-def _colour(name: str, part: str, accuracy: float | None) -> Issue | None:
+def _colour(name: IssueName, part: str, accuracy: float | None) -> Issue | None:
     if accuracy is None or accuracy >= _ACCURATE:
         return None
     text = f"{part} accuracy {accuracy:.0f} of 100 (good from {_ACCURATE:g})"
@@ -92,14 +93,14 @@ def _two_toned(metrics: EpochMetrics) -> Issue | None:
     share = metrics.two_tone_share
     if share is None or share <= _SHARE:
         return None
-    return _issue("two_toned_hair", "captions", share, f"{share:.0%} of the pictures show two-toned hair")
+    return _issue(IssueName.TWO_TONED_HAIR, "captions", share, f"{share:.0%} of the pictures show two-toned hair")
 
 
 def _missing_crown(metrics: EpochMetrics) -> Issue | None:
     share = metrics.crown_share
     if share is None or share >= 1 - _SHARE:
         return None
-    return _issue("missing_crown", "captions", 1 - share, f"{share:.0%} of the promised crowns are there")
+    return _issue(IssueName.MISSING_CROWN, "captions", 1 - share, f"{share:.0%} of the promised crowns are there")
 
 
 def _missing_accessory(mean: PictureMetrics) -> Issue | None:
@@ -107,21 +108,21 @@ def _missing_accessory(mean: PictureMetrics) -> Issue | None:
     if not worn:
         return None
     text = ", ".join(f"{kind} {score:.0f} of 100" for kind, score in worn.items())
-    return _issue("missing_accessory", "captions", 1 - min(worn.values()) / 100, text)
+    return _issue(IssueName.MISSING_ACCESSORY, "captions", 1 - min(worn.values()) / 100, text)
 
 
 def _memorised(metrics: EpochMetrics) -> Issue | None:
     share = metrics.memorised_share
     if share is None or share <= _SHARE:
         return None
-    return _issue("memorised", "progression", share, f"{share:.0%} of the pictures copy a training picture")
+    return _issue(IssueName.MEMORISED, "progression", share, f"{share:.0%} of the pictures copy a training picture")
 
 
 def _noisy_palette(mean: PictureMetrics) -> Issue | None:
     if mean.palette_score >= _PALETTE:
         return None
     text = f"{mean.palette_size} colours, palette score {mean.palette_score:.0f} of 100"
-    return _issue("noisy_palette", "architecture", 1 - mean.palette_score / 100, text)
+    return _issue(IssueName.NOISY_PALETTE, "architecture", 1 - mean.palette_score / 100, text)
 
 
 def _blurred(mean: PictureMetrics) -> Issue | None:
@@ -129,16 +130,16 @@ def _blurred(mean: PictureMetrics) -> Issue | None:
     if worst >= _SHARP:
         return None
     text = f"edge sharpness {mean.edge_sharpness:.0f}, pixel art purity {mean.pixel_art_purity:.0f} of 100"
-    return _issue("blurred", "dynamics", 1 - worst / 100, text)
+    return _issue(IssueName.BLURRED, "dynamics", 1 - worst / 100, text)
 
 
 _ENDINGS = {
-    Outcome.DIVERGED: ("diverged", "dynamics"),
-    Outcome.OUT_OF_MEMORY: ("oom", "resources"),
-    Outcome.BAD_DATA: ("bad_data", "data"),
-    Outcome.DISK_FULL: ("crashed", "resources"),
-    Outcome.HUNG: ("crashed", "resources"),
-    Outcome.CRASHED: ("crashed", "resources"),
+    Outcome.DIVERGED: (IssueName.DIVERGED, "dynamics"),
+    Outcome.OUT_OF_MEMORY: (IssueName.OOM, "resources"),
+    Outcome.BAD_DATA: (IssueName.BAD_DATA, "data"),
+    Outcome.DISK_FULL: (IssueName.CRASHED, "resources"),
+    Outcome.HUNG: (IssueName.CRASHED, "resources"),
+    Outcome.CRASHED: (IssueName.CRASHED, "resources"),
 }
 
 
@@ -157,12 +158,12 @@ def _shape(run: RunHistory) -> Issue | None:
     (peak_epoch, peak), (last_epoch, last) = best, run.curve[-1]
     state = curve_state(run.curve)
     if state is CurveState.OSCILLATING:
-        return _issue("oscillating", "dynamics", 0.5, f"quality goes up and down, {last:.1f} at the end")
+        return _issue(IssueName.OSCILLATING, "dynamics", 0.5, f"quality goes up and down, {last:.1f} at the end")
     if peak - last > _LATE_FALL:
         text = f"quality {peak:.1f} at epoch {peak_epoch}, {last:.1f} at epoch {last_epoch}"
-        return _issue("overtrained", "progression", (peak - last) / max(peak, 1.0), text)
+        return _issue(IssueName.OVERTRAINED, "progression", (peak - last) / max(peak, 1.0), text)
     gain = last - max(q for _, q in run.curve[:-1])
     if gain > _LATE_GAIN and run.run.outcome is Outcome.OK:
         text = f"quality still rose by {gain:.1f} in the last epoch"
-        return _issue("undertrained", "progression", gain / 20, text)
+        return _issue(IssueName.UNDERTRAINED, "progression", gain / 20, text)
     return None

@@ -17,22 +17,27 @@ from schema.errors import ConfigError, NotFoundError
 from schema.findings import Hypothesis, Prediction
 from schema.parameters import Parameters
 from schema.runs import RunHistory
+from schema.states import HypothesisState
 
 _NOISE = 1.0  # quality points between runs that differ by the seed alone, where none were repeated
 _CLEAR = 2.0  # spreads of a difference that noise hardly makes
-WAITING = ("queued", "running")
+WAITING = (HypothesisState.QUEUED, HypothesisState.RUNNING)
 
 
 def queue_of(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
     """What waits to be run, the first first."""
-    return sorted((h for h in hypotheses if h.state == "queued"), key=lambda h: (h.priority, str(h.uid)))
+    return sorted((h for h in hypotheses if h.state == HypothesisState.QUEUED), key=lambda h: (h.priority, str(h.uid)))
 
 
 def with_queue(hypotheses: Sequence[Hypothesis], queue: Sequence[Hypothesis]) -> list[Hypothesis]:
     """All hypotheses with a queue in a new order; what left it is proposed again, if it was a proposal of ours."""
     waiting = {h.uid for h in queue}
-    others = [h.changed(state="proposed") if h.state == "queued" else h for h in hypotheses if h.uid not in waiting]
-    return [*(h.changed(state="queued", priority=i + 1) for i, h in enumerate(queue)), *others]
+    others = [
+        h.changed(state=HypothesisState.PROPOSED) if h.state == HypothesisState.QUEUED else h
+        for h in hypotheses
+        if h.uid not in waiting
+    ]
+    return [*(h.changed(state=HypothesisState.QUEUED, priority=i + 1) for i, h in enumerate(queue)), *others]
 
 
 def reordered(queue: Sequence[Hypothesis], place: int, to: int) -> list[Hypothesis]:
@@ -87,13 +92,13 @@ def setting_of(change: Parameters, history: Sequence[RunHistory], space: Space) 
 
 def started(hypotheses: Sequence[Hypothesis], parameters: Parameters, space: Space) -> list[Hypothesis]:
     """Hypotheses as they are once a setting runs."""
-    return [h.changed(state="running") if _queued(h, parameters, space) else h for h in hypotheses]
+    return [h.changed(state=HypothesisState.RUNNING) if _queued(h, parameters, space) else h for h in hypotheses]
 
 
 def refused(hypotheses: Sequence[Hypothesis], parameters: Parameters, space: Space, reason: str) -> list[Hypothesis]:
     """Hypotheses as they are once the gate has refused a setting: it leaves the queue, and says why."""
     return [
-        h.changed(state="inconclusive", rationale=f"{h.rationale}; the gate refused it: {reason}")
+        h.changed(state=HypothesisState.INCONCLUSIVE, rationale=f"{h.rationale}; the gate refused it: {reason}")
         if _queued(h, parameters, space)
         else h
         for h in hypotheses
@@ -101,7 +106,9 @@ def refused(hypotheses: Sequence[Hypothesis], parameters: Parameters, space: Spa
 
 
 def _queued(hypothesis: Hypothesis, parameters: Parameters, space: Space) -> bool:
-    return hypothesis.state == "queued" and space.searched(hypothesis.parameters) == space.searched(parameters)
+    return hypothesis.state == HypothesisState.QUEUED and space.searched(hypothesis.parameters) == space.searched(
+        parameters
+    )
 
 
 def settled(hypotheses: Sequence[Hypothesis], history: Sequence[RunHistory], space: Space) -> list[Hypothesis]:
@@ -124,9 +131,9 @@ def _settle(hypothesis: Hypothesis, history: Sequence[RunHistory], space: Space)
     difference = float(np.mean([best_quality(h) or 0.0 for h in mine])) - before
     spread = noise(history, space) * float(np.sqrt(1 + 1 / len(mine)))
     if any(failed(h, space.failed_quality) for h in mine) or difference <= 0:
-        state = "refuted"
+        state = HypothesisState.REFUTED
     else:
-        state = "confirmed" if difference > _CLEAR * spread else "inconclusive"
+        state = HypothesisState.CONFIRMED if difference > _CLEAR * spread else HypothesisState.INCONCLUSIVE
     runs = ", ".join(h.run.run_name for h in mine)
     told = f"{hypothesis.rationale}; {state} by {runs}: {difference:+.1f} against {before:.1f} (noise {spread:.1f})"
     return hypothesis.changed(state=state, rationale=told)
@@ -147,4 +154,4 @@ def noise(history: Sequence[RunHistory], space: Space) -> float:
 
 def known(hypotheses: Sequence[Hypothesis]) -> set[uuid.UUID]:
     """Those that are no mere proposals any more: proposing them again must not undo that."""
-    return {h.uid for h in hypotheses if h.state != "proposed"}
+    return {h.uid for h in hypotheses if h.state != HypothesisState.PROPOSED}

@@ -15,6 +15,7 @@ from optimizer.space import Space
 from schema.errors import ConfigError
 from schema.parameters import Parameters, ParameterValue, parameter, parse_value
 from schema.runs import Outcome, RunHistory
+from schema.states import HypothesisState
 
 _FORM = re.compile(r"\s*(\w+)\s+(\S+)\s*->\s*(\S+)\s*")
 LEAST_PAIRS = 3
@@ -203,7 +204,7 @@ class Verdict:
         low, high: interval that holds the true effect with 95 %, whenever one looks.
     """
 
-    state: str
+    state: HypothesisState
     effect: float
     low: float
     high: float
@@ -224,17 +225,17 @@ def verdict(differences: Sequence[float], worth: float = WORTH, most: int = MOST
     n = len(differences)
     if n < 2:
         effect = float(differences[0]) if n else math.nan
-        return Verdict("running", effect, -math.inf, math.inf, n)
+        return Verdict(HypothesisState.RUNNING, effect, -math.inf, math.inf, n)
     looks = max(most - LEAST_PAIRS + 1, 1)
     effect = float(np.mean(differences))
     error = float(np.std(differences, ddof=1)) / math.sqrt(n)
     reach = float(student.ppf(1 - _LEVEL / looks / 2, n - 1)) * error
     low, high = effect - reach, effect + reach
-    state = "running" if n < most else "inconclusive"
+    state = HypothesisState.RUNNING if n < most else HypothesisState.INCONCLUSIVE
     if n >= LEAST_PAIRS and low > 0:
-        state = "confirmed"
+        state = HypothesisState.CONFIRMED
     elif n >= LEAST_PAIRS and high < worth:
-        state = "refuted"
+        state = HypothesisState.REFUTED
     return Verdict(state, effect, low, high, n)
 
 

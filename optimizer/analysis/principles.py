@@ -23,6 +23,7 @@ from optimizer.space import Space, active, filled
 from schema.findings import Evidence, Principle
 from schema.parameters import PARAMETERS, Parameters, ParameterValue
 from schema.runs import RunHistory
+from schema.states import HypothesisState, PrincipleState
 
 _NAMESPACE = uuid.UUID("5a3f0f58-2f0b-4c0b-8a64-6e1f0b6f7d21")
 LEAST_RUNS = 8
@@ -34,7 +35,7 @@ _SIGNIFICANT = 0.05
 _EXCEPTIONS = 0.1  # of the runs that break a rule: more good ones, and it is none
 _CONTRADICTED = 0.2
 _MOST = 5
-_IN_FORCE = "accepted"
+_IN_FORCE = PrincipleState.ACCEPTED
 
 Scope = Mapping[str, str]
 Flags = NDArray[np.bool_]
@@ -116,7 +117,7 @@ def learnt(
     blank = Principle(uid=_NAMESPACE, rule="", support=0, exceptions=0, scope=dict(scope), created_at=now)
     new = [blank.changed(uid=uid, rule=claim.rule) for uid, claim in fresh.items() if uid not in before]
     found = [_retold(p, fresh.get(p.uid), past, space) for p in (*known, *new)]
-    return [p for p in found if p.uid in before or p.state == "proposed"]
+    return [p for p in found if p.uid in before or p.state == PrincipleState.PROPOSED]
 
 
 def _identity(scope: Scope, claim: _Claim) -> uuid.UUID:
@@ -221,19 +222,19 @@ def _retold(principle: Principle, claim: _Claim | None, past: _Past, space: Spac
         p_value=principle.details.p_value if claim is None else claim.p_value,
         together=principle.details.together if claim is None else claim.together,
     )  # fmt: skip
-    contradicted = tested == "refuted" or (len(against) >= 2 and len(against) > _CONTRADICTED * outside)
+    contradicted = tested == HypothesisState.REFUTED or (len(against) >= 2 and len(against) > _CONTRADICTED * outside)
     return principle.changed(
         support=int((keep & past.good).sum()),
         exceptions=len(against),
-        evidence=Evidence.TESTED if tested == "confirmed" else Evidence.OBSERVED,
+        evidence=Evidence.TESTED if tested == HypothesisState.CONFIRMED else Evidence.OBSERVED,
         state=_state(principle.state, contradicted, claim is not None),
         details=details,
     )
 
 
 def _state(before: str, contradicted: bool, claimed: bool) -> str:
-    if before == "dropped":
+    if before == PrincipleState.DROPPED:
         return before
     if contradicted:
-        return "withdrawn"
-    return "proposed" if before == "withdrawn" and claimed else before
+        return PrincipleState.WITHDRAWN
+    return PrincipleState.PROPOSED if before == PrincipleState.WITHDRAWN and claimed else before

@@ -26,6 +26,7 @@ from optimizer.history import informative
 from optimizer.space import Space
 from schema.findings import ImpactReport, Interaction, ParameterEffect
 from schema.runs import RunHistory
+from schema.states import EffectVerdict
 
 _LEAST = 6
 _LEAST_SIDE = 3
@@ -77,7 +78,7 @@ def survey(history: Sequence[RunHistory], space: Space) -> ImpactReport:
 
 
 def _untold(name: str, n: int) -> ParameterEffect:
-    return ParameterEffect(parameter=name, n=n, effect=0.0, verdict="not enough data")
+    return ParameterEffect(parameter=name, n=n, effect=0.0, verdict=EffectVerdict.NOT_ENOUGH_DATA)
 
 
 def _corrected(varied: Sequence[Varied], outcomes: Sequence[Measured]) -> Array:
@@ -156,8 +157,8 @@ def _row(v: Varied, outcome: Measured, p: float, twins: tuple[str, ...]) -> Para
     if len(set(part.values)) < 2:
         return _untold(v.name, len(values)).changed(outcome=outcome.name)
     found = effect_of(part, values, p, _explained(part, values), twins, outcome=outcome.name, rises=outcome.rises)
-    if found.verdict == "none detected" and _least_side(part, values, outcome.rises) < _LEAST_SIDE:
-        return found.changed(verdict="not enough data")
+    if found.verdict == EffectVerdict.NONE_DETECTED and _least_side(part, values, outcome.rises) < _LEAST_SIDE:
+        return found.changed(verdict=EffectVerdict.NOT_ENOUGH_DATA)
     return found
 
 

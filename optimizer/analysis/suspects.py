@@ -12,6 +12,7 @@ from optimizer.rules import Rule, text_of
 from schema.findings import DataAudit, Level, LikelyCause
 from schema.parameters import PARAMETERS
 from schema.runs import RunHistory
+from schema.states import IssueName
 
 _NEAR = 0.15  # spans outside healthy runs that are still near them
 _SCALE = 0.3  # spans at which a departure has even odds
@@ -22,11 +23,24 @@ _EXPLAINS, _FAILS_TO = 3.0, 0.5
 _LEAST_ODDS = 0.1
 _ABSOLVED = 2  # healthy runs with the same risk
 
-BLOWN_UP = frozenset(("diverged", "collapsed", "low_quality", "oscillating"))
-FALSE_COLOURS = frozenset(("wrong_background", "wrong_hair", "two_toned_hair", "missing_crown"))
-SOFT = frozenset(("blurred", "noisy_palette", "photorealistic"))
-UNLEARNT = frozenset(("low_quality", "undertrained", "photorealistic", "blurred", "noisy_palette")) | FALSE_COLOURS
-OVERDONE = frozenset(("overtrained", "memorised"))
+BLOWN_UP = frozenset((IssueName.DIVERGED, IssueName.COLLAPSED, IssueName.LOW_QUALITY, IssueName.OSCILLATING))
+FALSE_COLOURS = frozenset(
+    (IssueName.WRONG_BACKGROUND, IssueName.WRONG_HAIR, IssueName.TWO_TONED_HAIR, IssueName.MISSING_CROWN)
+)
+SOFT = frozenset((IssueName.BLURRED, IssueName.NOISY_PALETTE, IssueName.PHOTOREALISTIC))
+UNLEARNT = (
+    frozenset(
+        (
+            IssueName.LOW_QUALITY,
+            IssueName.UNDERTRAINED,
+            IssueName.PHOTOREALISTIC,
+            IssueName.BLURRED,
+            IssueName.NOISY_PALETTE,
+        )
+    )
+    | FALSE_COLOURS
+)
+OVERDONE = frozenset((IssueName.OVERTRAINED, IssueName.MEMORISED))
 
 
 @dataclass(frozen=True)
@@ -62,25 +76,26 @@ _RISKS = (
 )  # fmt: skip
 
 _DATA: dict[str, tuple[str, float, frozenset[str]]] = {
-    "caption_mismatch": ("captions", 3.0, FALSE_COLOURS | {"low_quality"}),
-    "shared_code": ("captions", 3.0, FALSE_COLOURS | {"low_quality"}),
+    "caption_mismatch": ("captions", 3.0, FALSE_COLOURS | {IssueName.LOW_QUALITY}),
+    "shared_code": ("captions", 3.0, FALSE_COLOURS | {IssueName.LOW_QUALITY}),
     "code_without_feature": ("captions", 0.8, FALSE_COLOURS),
     "equal_captions": ("captions", 0.8, FALSE_COLOURS | OVERDONE),
     "too_many_tokens": ("captions", 0.6, FALSE_COLOURS),
     "unprotected_trigger": ("captions", 0.0, frozenset()),  # told by the setting
-    "soft_edges": ("data", 3.0, SOFT | {"low_quality"}),
+    "soft_edges": ("data", 3.0, SOFT | {IssueName.LOW_QUALITY}),
     "fractional_upscaling": ("data", 0.3, SOFT),
     "duplicates": ("data", 0.8, OVERDONE),
     "mixed_sizes": ("data", 0.5, SOFT),
-    "few_pictures": ("data", 2.0, OVERDONE | FALSE_COLOURS | {"low_quality"}),
+    "few_pictures": ("data", 2.0, OVERDONE | FALSE_COLOURS | {IssueName.LOW_QUALITY}),
 }
 """By check: category, odds where every picture is concerned, and the issues that it explains."""
 
 _TOO_HIGH: dict[str, frozenset[str]] = {
     "learning_rate": BLOWN_UP | OVERDONE, "unet_lr": BLOWN_UP | OVERDONE, "text_encoder_lr": BLOWN_UP | FALSE_COLOURS,
-    "network_alpha": BLOWN_UP, "conv_alpha": BLOWN_UP | SOFT, "network_dim": BLOWN_UP | SOFT | OVERDONE | {"oom"},
+    "network_alpha": BLOWN_UP, "conv_alpha": BLOWN_UP | SOFT,
+    "network_dim": BLOWN_UP | SOFT | OVERDONE | {IssueName.OOM},
     "conv_dim": BLOWN_UP | SOFT, "max_train_epochs": OVERDONE, "noise_offset": BLOWN_UP | FALSE_COLOURS | SOFT,
-    "train_batch_size": frozenset(("oom", "undertrained")), "resolution": frozenset(("oom",)),
+    "train_batch_size": frozenset((IssueName.OOM, IssueName.UNDERTRAINED)), "resolution": frozenset((IssueName.OOM,)),
     "caption_dropout_rate": FALSE_COLOURS, "caption_tag_dropout_rate": FALSE_COLOURS,
 }  # fmt: skip
 _TOO_LOW: dict[str, frozenset[str]] = {
@@ -205,7 +220,7 @@ def _of_data(run: RunHistory, audit: DataAudit | None) -> Iterator[_Suspect]:
         category, odds, explains = _DATA.get(found.check, ("data", 0.0, frozenset()))
         factor = found.check
         if found.check == "sided_tags" and flips:
-            factor, category, odds, explains = "flip_aug", "data", 3.0, FALSE_COLOURS | SOFT | {"low_quality"}
+            factor, category, odds, explains = "flip_aug", "data", 3.0, FALSE_COLOURS | SOFT | {IssueName.LOW_QUALITY}
         elif found.level is Level.NOTE:
             continue
         cause = LikelyCause(

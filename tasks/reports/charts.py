@@ -113,7 +113,7 @@ def impact_map(effects: Sequence[ParameterEffect]) -> Figure:
     figure = {
         "type": "heatmap", "x": outcomes, "y": parameters, "zmin": 0, "zmax": 100, "colorscale": "Blues",
         "z": [[None if e is None else 100 * (e.importance or 0) for e in row] for row in grid],
-        "text": [["*" if e and e.verdict in ("critical", "secondary") else "" for e in row] for row in grid],
+        "text": [["*" if e and e.verdict.is_claim else "" for e in row] for row in grid],
         "texttemplate": "%{text}",
     }  # fmt: skip
     return {"data": [figure], "layout": _layout("", "", legend=False)}

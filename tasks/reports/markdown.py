@@ -18,6 +18,7 @@ from schema.findings import (
 )
 from schema.parameters import with_defaults
 from schema.runs import EpochResult, RunHistory, TrainingRun
+from schema.states import EffectVerdict
 from tasks.reports import wording
 from tasks.reports.leaderboard import Row, base_row, leaderboard
 from tasks.reports.predictions import check_prediction, check_predictions, tally
@@ -128,10 +129,11 @@ def impact_note(report: ImpactReport, scope: str) -> str:
         report: of the runs.
         scope: which runs they are, in words.
     """
-    claims = [e for e in report.effects if e.verdict in ("critical", "secondary")]
-    unsure = {e.parameter for e in report.effects if e.outcome == "quality" and e.verdict == "none detected"}
-    constant = [e.parameter for e in report.effects if e.verdict == "never varied"]
-    short = {e.parameter for e in report.effects if e.verdict == "not enough data" and e.outcome == "quality"}
+    claims = [e for e in report.effects if e.verdict.is_claim]
+    constant = [e.parameter for e in report.effects if e.verdict is EffectVerdict.NEVER_VARIED]
+    of_quality = [e for e in report.effects if e.outcome == "quality"]
+    unsure = {e.parameter for e in of_quality if e.verdict is EffectVerdict.NONE_DETECTED}
+    short = {e.parameter for e in of_quality if e.verdict is EffectVerdict.NOT_ENOUGH_DATA}
     together = sorted({tuple(sorted((e.parameter, o))) for e in report.effects for o in e.confounded_with})
     most = sorted(report.importance.items(), key=lambda pair: -pair[1])
     pairs = report.interactions

@@ -12,6 +12,7 @@ from schema.errors import StoreError
 from schema.findings import Analysis, Diagnosis, GateLedger, Hypothesis, ParameterEffect, RefusedProposal
 from schema.parameters import PARAMETERS, Parameters, with_defaults
 from schema.runs import EpochResult, RunHistory, TrainingRun
+from schema.states import EffectVerdict
 from tasks.home import Home
 from tasks.reports import charts, wording
 from tasks.reports.leaderboard import Row, base_row, differing_parameters, leaderboard
@@ -214,9 +215,8 @@ def _causes(hits: Sequence[tuple[str, Diagnosis]]) -> tuple[Blamed, ...]:
 
 def _in_order(effects: Sequence[ParameterEffect]) -> list[ParameterEffect]:
     """Strongest claims first: by verdict as the schema lists them, then by size."""
-    verdicts = ("critical", "secondary", "none detected", "not enough data", "never varied")
-    place = {verdict: number for number, verdict in enumerate(verdicts)}
-    return sorted(effects, key=lambda e: (place.get(e.verdict, len(place)), -abs(e.effect), e.parameter))
+    place = {verdict: number for number, verdict in enumerate(EffectVerdict)}
+    return sorted(effects, key=lambda e: (place[e.verdict], -abs(e.effect), e.parameter))
 
 
 def _bars(effects: Sequence[ParameterEffect]) -> list[EffectBar]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from schema.errors import StoreError
 from schema.runs import Artifact, EpochResult, TrainingRun, artifact_uid
+from schema.states import ArtifactKind
 from tasks.home import Home
 from tasks.store.base import Store
 from tasks.store.objects import ObjectStore
@@ -46,11 +47,11 @@ def settle(
             home.inside(str(epoch.checkpoint), home.trial(run.campaign, run.number)).unlink(missing_ok=True)
             store.save_epoch(epoch.changed(checkpoint=None))
         for epoch in (e for e in epochs if e not in gone):
-            _keep(store, objects, home, run, epoch, "checkpoint", epoch.checkpoint)
+            _keep(store, objects, home, run, epoch, ArtifactKind.CHECKPOINT, epoch.checkpoint)
         for epoch in epochs:
-            _keep(store, objects, home, run, epoch, "sheet", epoch.sample_sheet)
+            _keep(store, objects, home, run, epoch, ArtifactKind.SHEET, epoch.sample_sheet)
             for picture in _pictures(home, epoch):
-                _keep(store, objects, home, run, epoch, "sample", home.relative(picture))
+                _keep(store, objects, home, run, epoch, ArtifactKind.SAMPLE, home.relative(picture))
     except OSError as error:
         raise StoreError(f"files of {run.run_name} cannot be kept: {error}") from None
     return len(gone)
@@ -63,7 +64,13 @@ def _pictures(home: Home, epoch: EpochResult) -> Iterator[Path]:
 
 
 def _keep(
-    store: Store, objects: ObjectStore, home: Home, run: TrainingRun, epoch: EpochResult, kind: str, path: str | None
+    store: Store,
+    objects: ObjectStore,
+    home: Home,
+    run: TrainingRun,
+    epoch: EpochResult,
+    kind: ArtifactKind,
+    path: str | None,
 ) -> None:
     if path is None or not (file := home.inside(path)).exists():
         return

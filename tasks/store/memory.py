@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from schema.errors import NotFoundError
 from schema.findings import Analysis, Hypothesis, ParameterEffect, Principle, RefusedProposal
 from schema.runs import Artifact, EpochResult, HumanRating, PictureVote, RunHistory, TrainingRun
+from schema.states import HypothesisState
 from tasks.store.base import CampaignRecord, Condition, EpochColours
 from tasks.store.tables import clean
 
@@ -137,7 +138,7 @@ class MemoryStore:
         with self._lock:
             theirs, kept = {h.campaign for h in hypotheses}, {h.uid for h in hypotheses}
             gone = [h.uid for h in self._hypotheses.values()
-                    if h.campaign in theirs and h.state == "proposed" and h.uid not in kept]  # fmt: skip
+                    if h.campaign in theirs and h.state == HypothesisState.PROPOSED and h.uid not in kept]  # fmt: skip
             for uid in gone:
                 del self._hypotheses[uid]
             self._hypotheses |= {h.uid: h for h in hypotheses}

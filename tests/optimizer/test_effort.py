@@ -7,8 +7,9 @@ import pytest
 
 from optimizer.effort import Effort
 from schema.campaign import EffortSettings
-from schema.findings import PAIRED_TEST, Decision, GateVerdict
+from schema.findings import Decision, GateVerdict
 from schema.runs import EpochMetrics, RunHistory
+from schema.states import GateRule
 from tests.optimizer.worlds import a_run, picture
 
 HISTORY = [a_run(i, {"max_train_epochs": 5}, curve=[20 + i, 40 + i, 55, 58 + i, 60 + i]) for i in range(6)]
@@ -30,7 +31,7 @@ def effort(epochs: Sequence[EpochMetrics], history: Sequence[RunHistory] = HISTO
 
 def test_a_half_of_a_paired_test_is_measured_as_well_as_the_other() -> None:
     hopeless = effort([suite(*[4.0] * PROMPTS)])
-    verdict = GateVerdict(decision=Decision.RUN, reason="half of a test", rule=PAIRED_TEST)
+    verdict = GateVerdict(decision=Decision.RUN, reason="half of a test", rule=GateRule.PAIRED_TEST)
     half = hopeless.run.model_copy(update={"run": hopeless.run.run.changed(verdict=verdict)})
     assert hopeless.few(2)
     assert replace(hopeless, run=half).few(2) == ()
