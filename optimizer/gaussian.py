@@ -169,7 +169,7 @@ def _maximise(x: Array, target: Array, weight: Array, near: Array | None) -> Arr
     prior_sd = np.array([_AMPLITUDE_PRIOR[1], _NOISE_PRIOR[1], *[_SCALE_PRIOR[1]] * d])
 
     def loss(theta: Array) -> tuple[float, Array]:
-        value, gradient = _negative_log_likelihood(theta, squares, target, weight)
+        value, gradient = negative_log_likelihood(theta, squares, target, weight)
         off = (theta - prior_mean) / prior_sd
         return value + 0.5 * float(off @ off), gradient + off / prior_sd
 
@@ -183,7 +183,18 @@ def _maximise(x: Array, target: Array, weight: Array, near: Array | None) -> Arr
     return np.asarray(min(results, key=lambda result: float(result.fun)).x)
 
 
-def _negative_log_likelihood(theta: Array, squares: Array, target: Array, weight: Array) -> tuple[float, Array]:
+def negative_log_likelihood(theta: Array, squares: Array, target: Array, weight: Array) -> tuple[float, Array]:
+    """Return the negative log marginal likelihood and its gradient (Rasmussen and Williams 2006, 5.8 and 5.9).
+
+    Args:
+        theta: log amplitude, log noise variance and log length scales, shape (2 + d,).
+        squares: squared differences between points in each column, shape (n, n, d).
+        target: standardised observations, shape (n,).
+        weight: shape (n,); a point's noise variance is divided by it.
+
+    Raises:
+        numpy.linalg.LinAlgError: the covariance is not positive definite.
+    """
     amplitude, noise, inverse_squares = math.exp(theta[0]), math.exp(theta[1]), np.exp(-2.0 * theta[2:])
     correlation, slope = _matern(squares @ inverse_squares)
     n = len(target)
