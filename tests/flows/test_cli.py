@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,12 @@ def test_every_command_has_help_with_an_example_and_stands_in_the_readme(name: s
     help_text = COMMANDS[name].help or ""
     assert "Example:" in help_text
     assert f"pixelloop {name}" in README
+
+
+def test_the_version_is_printed(tmp_path: Path) -> None:
+    told = pixelloop("--version", cwd=tmp_path)
+    assert told.returncode == 0
+    assert re.fullmatch(r"pixelloop \d+\.\d+\.\d+\n", told.stdout)
 
 
 def test_the_promised_commands_are_there() -> None:
