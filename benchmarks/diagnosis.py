@@ -38,7 +38,6 @@ from benchmarks.rules import (
     claims_on_shuffles,
     principle_claims_on_shuffles,
     principles_recovered,
-    quality_claims_on_shuffles,
     rules_recovered,
     tested,
 )
@@ -172,7 +171,6 @@ def measured(work: Path, data: Path | None, quick: bool) -> dict[str, float | in
         "false_alarms_beside_all_runs": mean([_alarm(a) for a in mixed if a.trial.fault is None]),
         "false_alarms": mean([_alarm(a) for a in well]),
         "false_claims_shuffled": claims_on_shuffles(40 if quick else 200),
-        "false_quality_claims_shuffled": quality_claims_on_shuffles(40 if quick else 200),
         "false_principles_shuffled": principle_claims_on_shuffles(40 if quick else 200),
         "principle_recovered": principles_recovered(5 if quick else 20),
         "true_hypothesis_confirmed": true["confirmed"],

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from optimizer.analysis import effects, survey
+from optimizer.analysis import survey
 from optimizer.analysis.paired import LEAST_PAIRS, Change, missing, verdict_on, worth_of
 from optimizer.analysis.principles import learnt, scope_of
 from optimizer.rules import Rule
@@ -85,13 +85,6 @@ def claims_on_shuffles(draws: int) -> float:
     within = space()
     runs = [shuffled(history(seed % 5, within), seed) for seed in range(draws)]
     return float(np.mean([any(e.verdict in _CLAIMS for e in survey(some, within).effects) for some in runs]))
-
-
-def quality_claims_on_shuffles(draws: int) -> float:
-    """The same of the effects on quality alone, which a night's report shows."""
-    within = space()
-    runs = [shuffled(history(seed % 5, within), seed) for seed in range(draws)]
-    return float(np.mean([any(e.verdict in _CLAIMS for e in effects(some, within)) for some in runs]))
 
 
 def principle_claims_on_shuffles(draws: int) -> float:

@@ -14,9 +14,9 @@ from flows.data import audited
 from flows.wiring import Context, open_campaign
 from optimizer.analysis.diagnosis import diagnose_epoch, diagnose_run
 from optimizer.analysis.hypotheses import next_experiments
-from optimizer.analysis.impact import effects
 from optimizer.analysis.lifecycle import known, settled
 from optimizer.analysis.principles import learnt, scope_of, within
+from optimizer.analysis.survey import quality_effects
 from optimizer.crown import crowned
 from schema.errors import NotFoundError
 from schema.findings import Analysis, Diagnosis, Hypothesis, Principle
@@ -98,7 +98,7 @@ def learn(context: Context) -> Analysis:
     return Analysis(
         campaign=context.name,
         n_runs=len(history),
-        effects=effects(history, context.space),
+        effects=quality_effects(history, context.space),
         hypotheses=next_experiments(history, context.space, surrogate, context.name, now, audit=audited(context)),
         created_at=now,
     )

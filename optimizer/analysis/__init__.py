@@ -3,7 +3,15 @@
 from optimizer.analysis.compare import Comparison, compare
 from optimizer.analysis.diagnosis import blamed, diagnose_epoch, diagnose_run
 from optimizer.analysis.hypotheses import next_experiments
-from optimizer.analysis.impact import effects
-from optimizer.analysis.survey import survey
+from optimizer.analysis.survey import quality_effects, survey
 
-__all__ = ["Comparison", "blamed", "compare", "diagnose_epoch", "diagnose_run", "effects", "next_experiments", "survey"]
+__all__ = [
+    "Comparison",
+    "blamed",
+    "compare",
+    "diagnose_epoch",
+    "diagnose_run",
+    "next_experiments",
+    "quality_effects",
+    "survey",
+]

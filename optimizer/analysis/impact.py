@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from sklearn.ensemble import RandomForestRegressor
 
-from optimizer.history import best_quality, informative
+from optimizer.history import best_quality
 from optimizer.rules import text_of
 from optimizer.space import Space, filled
 from schema.findings import ParameterEffect
@@ -21,8 +21,6 @@ from schema.states import EffectVerdict
 
 Array = NDArray[np.float64]
 
-_LEAST = 6
-_PERMUTATIONS = 1999
 _RESAMPLES = 500
 SIGNIFICANT = 0.05
 CRITICAL = 0.25
@@ -64,41 +62,14 @@ class Varied:
         return np.asarray(left[:, size > 1e-9 * max(float(size[0]), 1e-12)])
 
 
-def effects(history: Sequence[RunHistory], space: Space) -> tuple[ParameterEffect, ...]:
-    """How each parameter moved with the best quality of a run, strongest first.
-
-    Numeric parameters are tested for a rising, falling or peaked relation of ranks, categories for any
-    difference. p-values come from permuting the outcomes and are corrected for the number of parameters
-    (Holm). A run that failed before anything was measured counts with the lowest quality seen, or
-    `failed_quality` if that is lower.
-
-    Args:
-        history: runs, best of one base model and data set; others are compared within their own only.
-        space: the searched parameters; others that happen to vary are tested too.
-    """
-    runs = informative(history)
-    varied = varied_parameters(runs, space)
-    constant = unvaried(len(runs), varied, space)
-    if len(runs) < _LEAST or np.ptp(run_qualities(runs, space)) == 0:
-        return (*(_bare(v.name, len(runs), EffectVerdict.NOT_ENOUGH_DATA) for v in varied), *constant)
-    outcome = run_qualities(runs, space)
-    p_values = _holm(_permuted(varied, rankdata(outcome)))
-    shares = importances(varied, outcome)
-    twins = moved_together(varied)
-    rows = [
-        effect_of(v, outcome, p, shares[v.name], tuple(twins[v.name])) for v, p in zip(varied, p_values, strict=True)
-    ]
-    rows.sort(key=lambda row: (row.p_value or 0.0, -(row.importance or 0.0)))
-    return (*rows, *constant)
-
-
 def unvaried(n: int, varied: Sequence[Varied], space: Space) -> list[ParameterEffect]:
     """The searched parameters that never varied over n runs, said to be so."""
     names = {v.name for v in varied}
-    return [_bare(name, n, EffectVerdict.NEVER_VARIED) for name in space.names if name not in names]
+    return [bare(name, n, EffectVerdict.NEVER_VARIED) for name in space.names if name not in names]
 
 
-def _bare(name: str, n: int, verdict: EffectVerdict) -> ParameterEffect:
+def bare(name: str, n: int, verdict: EffectVerdict) -> ParameterEffect:
+    """Return a row that claims nothing about a parameter."""
     return ParameterEffect(parameter=name, n=n, effect=0.0, verdict=verdict)
 
 
@@ -124,30 +95,6 @@ def run_qualities(runs: Sequence[RunHistory], space: Space) -> Array:
             here = np.array([p == place for p in places])
             values[here] -= np.median(values[here])
     return values
-
-
-def _permuted(varied: Sequence[Varied], outcome: Array) -> list[float]:
-    """p-value of each parameter's share of the rank variation, from one set of permutations for all."""
-    rng = np.random.default_rng(0)
-    centred = outcome - outcome.mean()
-    shuffled = rng.permuted(np.tile(centred, (_PERMUTATIONS, 1)), axis=1).T  # (n, permutations)
-    found = []
-    for column in varied:
-        basis = column.design(degree=2)
-        observed = float(((basis.T @ centred) ** 2).sum())
-        chance = ((basis.T @ shuffled) ** 2).sum(axis=0)
-        found.append(float((1 + (chance >= observed - 1e-9).sum()) / (_PERMUTATIONS + 1)))
-    return found
-
-
-def _holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: bounds the chance of even one false claim."""
-    order = np.argsort(p_values, kind="stable")
-    corrected, running = [1.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = running
-    return corrected
 
 
 def importances(varied: Sequence[Varied], outcome: Array) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import optuna
@@ -13,6 +14,7 @@ from optimizer.analysis.impact import (
     SIGNIFICANT,
     Array,
     Varied,
+    bare,
     better_side,
     effect_of,
     importances,
@@ -36,8 +38,19 @@ _FANOVA_FROM = 50  # runs: below, its trees are no better than a forest's impuri
 _MOST_PAIRED = 8
 
 
+@dataclass(frozen=True)
+class _Tested:
+    """All tests on one history."""
+
+    runs: list[RunHistory]
+    varied: list[Varied]
+    outcomes: list[Measured]
+    rows: list[ParameterEffect]  # strongest claim first
+    constant: list[ParameterEffect]  # parameters that were never varied
+
+
 def survey(history: Sequence[RunHistory], space: Space) -> ImpactReport:
-    """What each parameter did to each outcome, the surest first.
+    """Return what each parameter did to each outcome, the surest claim first.
 
     All parameters are tested on all outcomes, beside those already claimed, for a rising, falling or peaked relation
     of ranks, or a difference between categories. The p-value of a test is the share of permutations of the runs in
@@ -49,12 +62,39 @@ def survey(history: Sequence[RunHistory], space: Space) -> ImpactReport:
         history: runs, best of one base model and data set.
         space: the searched parameters; others that happen to vary are tested too.
     """
+    found = _tested(history, space)
+    quality = next((m for m in found.outcomes if m.name == "quality"), None)
+    claimed = {r.parameter for r in found.rows if r.outcome == "quality" and r.verdict.is_claim}
+    shares, by = _importance(found.runs, found.varied, quality, space)
+    return ImpactReport(
+        n_runs=len(found.runs),
+        outcomes=tuple(m.name for m in found.outcomes),
+        tests=len(found.rows) if found.outcomes else 0,
+        effects=(*found.rows, *found.constant),
+        interactions=tuple(_interactions(found.varied, quality, claimed, shares)) if quality is not None else (),
+        importance=shares,
+        importance_by=by,
+    )
+
+
+def quality_effects(history: Sequence[RunHistory], space: Space) -> tuple[ParameterEffect, ...]:
+    """Return what each parameter did to quality: the rows that a night's report shows.
+
+    They come from the tests of `survey`, with the same correction, so the report and `pixelloop impact` give one
+    verdict for the same runs. Importances and interactions, which take seconds, are left out.
+    """
+    found = _tested(history, space)
+    return tuple(row for row in (*found.rows, *found.constant) if row.outcome == "quality")
+
+
+def _tested(history: Sequence[RunHistory], space: Space) -> _Tested:
     runs = informative(history)
     varied = varied_parameters(runs, space)
     constant = unvaried(len(runs), varied, space)
     outcomes = measured_outcomes(runs, run_qualities(runs, space), space) if len(runs) >= _LEAST else []
     if not outcomes or not varied:
-        return ImpactReport(n_runs=len(runs), effects=(*(_untold(v.name, len(runs)) for v in varied), *constant))
+        rows = [bare(v.name, len(runs), EffectVerdict.NOT_ENOUGH_DATA) for v in varied]
+        return _Tested(runs, varied, [], rows, constant)
     p_values = _corrected(varied, outcomes)
     twins = moved_together(varied)
     rows = [
@@ -63,22 +103,7 @@ def survey(history: Sequence[RunHistory], space: Space) -> ImpactReport:
         for j, m in enumerate(outcomes)
     ]
     rows.sort(key=lambda row: (row.p_value or 0.0, -(row.importance or 0.0)))
-    quality = next((m for m in outcomes if m.name == "quality"), None)
-    claimed = {r.parameter for r in rows if r.outcome == "quality" and (r.p_value or 1.0) <= SIGNIFICANT}
-    shares, by = _importance(runs, varied, quality, space)
-    return ImpactReport(
-        n_runs=len(runs),
-        outcomes=tuple(m.name for m in outcomes),
-        tests=len(rows),
-        effects=(*rows, *constant),
-        interactions=tuple(_interactions(varied, quality, claimed, shares)) if quality is not None else (),
-        importance=shares,
-        importance_by=by,
-    )
-
-
-def _untold(name: str, n: int) -> ParameterEffect:
-    return ParameterEffect(parameter=name, n=n, effect=0.0, verdict=EffectVerdict.NOT_ENOUGH_DATA)
+    return _Tested(runs, varied, outcomes, rows, constant)
 
 
 def _corrected(varied: Sequence[Varied], outcomes: Sequence[Measured]) -> Array:
@@ -155,7 +180,7 @@ def _row(v: Varied, outcome: Measured, p: float, twins: tuple[str, ...]) -> Para
     part = Varied(v.name, tuple(x for x, k in zip(v.values, known, strict=True) if k))
     values = outcome.values[known]
     if len(set(part.values)) < 2:
-        return _untold(v.name, len(values)).changed(outcome=outcome.name)
+        return bare(v.name, len(values), EffectVerdict.NOT_ENOUGH_DATA).changed(outcome=outcome.name)
     found = effect_of(part, values, p, _explained(part, values), twins, outcome=outcome.name, rises=outcome.rises)
     if found.verdict == EffectVerdict.NONE_DETECTED and _least_side(part, values, outcome.rises) < _LEAST_SIDE:
         return found.changed(verdict=EffectVerdict.NOT_ENOUGH_DATA)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.analysis.impact import effects
+from optimizer.analysis import survey
 from optimizer.gate import Gate
 from optimizer.study import CampaignStudy
 from optimizer.surrogate import Surrogate
@@ -66,4 +66,4 @@ def test_a_ratio_is_searched_and_weighed_like_a_parameter() -> None:
     study.close()
     assert len({space.key(h.run.all_parameters) for h in history}) == 8
     assert ratio in surrogate.importance()
-    assert ratio in {effect.parameter for effect in effects(history, space)}
+    assert ratio in {effect.parameter for effect in survey(history, space).effects}

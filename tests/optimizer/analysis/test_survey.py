@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from optimizer.analysis import survey
+from optimizer.analysis import quality_effects, survey
 from schema.findings import ImpactReport, ParameterEffect
 from schema.runs import Outcome, RunHistory
 from tests.optimizer.worlds import a_run, metrics, random_runs, space_of
@@ -101,3 +101,10 @@ def test_runs_that_failed_without_a_measure_count_for_nothing_there() -> None:
     runs = random_runs(SPACE, 30, seed=5)
     assert any(h.run.outcome is Outcome.DIVERGED for h in runs)
     assert row(survey(runs, SPACE), "network_dim").n == 30
+
+
+@pytest.mark.parametrize("n", [8, 16, 40])
+def test_the_nights_report_gives_the_same_verdicts(n: int) -> None:
+    runs = random_runs(SPACE, n, seed=n)
+    of_quality = [row for row in survey(runs, SPACE).effects if row.outcome == "quality"]
+    assert list(quality_effects(runs, SPACE)) == of_quality
