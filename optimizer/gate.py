@@ -9,9 +9,8 @@ from optimizer.evidence import dead_region
 from optimizer.history import failed, how_it_ended, informative
 from optimizer.space import Space
 from schema.campaign import GateSettings
-from schema.errors import ConfigError
 from schema.findings import Decision, GateVerdict, Prediction
-from schema.parameters import Parameters, ParameterValue
+from schema.parameters import ParameterValue
 from schema.runs import RunHistory
 from schema.states import GateRule
 
@@ -111,17 +110,6 @@ class Gate:
 def _worth(prediction: Prediction, history: Sequence[RunHistory]) -> float:
     """Runs that a prediction of failure rests on; those on other models or data count less."""
     return len(informative(history)) if prediction.worth is None else prediction.worth
-
-
-def least_bad(candidates: Sequence[tuple[Parameters, Prediction]]) -> Parameters:
-    """The setting of least risk; of equal ones that of highest expected quality.
-
-    Raises:
-        ConfigError: there are no candidates.
-    """
-    if not candidates:
-        raise ConfigError("no candidate is left to pick from: loosen the rules or widen the search space")
-    return min(candidates, key=lambda c: (c[1].p_fail, -c[1].quality))[0]
 
 
 def _verdict(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -13,7 +11,6 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PIXELLOOP_", frozen=True, extra="ignore")
 
-    home: Path = Field(Path("pixelloop-home"), description="folder of database, runs and reports")
     database_url: SecretStr | None = Field(
         None,
         validation_alias="DATABASE_URL",

@@ -3,10 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from optimizer.gate import Gate, least_bad
+from optimizer.gate import Gate
 from optimizer.surrogate import Surrogate
 from schema.campaign import GateSettings
-from schema.errors import ConfigError
 from schema.findings import Decision, GateVerdict, Prediction
 from schema.parameters import Parameters
 from schema.runs import Outcome, RunHistory
@@ -105,15 +104,6 @@ def test_after_many_refusals_one_runs() -> None:
     verdict = judge({"learning_rate": 4e-2}, CLIFF, skips=STRICT.max_skips_in_a_row)
     assert (verdict.decision, verdict.rule) == (Decision.RUN, "least_bad")
     assert "3 of 3 runs" in verdict.reason
-
-
-def test_least_bad_has_least_risk_then_most_quality() -> None:
-    settings: list[tuple[Parameters, Prediction]] = [
-        ({"seed": 1}, risk(0.9)), ({"seed": 2}, risk(0.8, 40)), ({"seed": 3}, risk(0.8, 60)),
-    ]  # fmt: skip
-    assert least_bad(settings) == {"seed": 3}
-    with pytest.raises(ConfigError):
-        least_bad([])
 
 
 @pytest.mark.parametrize(("n", "cut"), [(20, 0.3), (50, 0.6)])
