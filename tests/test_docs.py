@@ -68,6 +68,6 @@ def test_kohyas_files_are_valid(tmp_path: Path) -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in [DOCS.parent / "README.md", *DOCS.glob("*.md")]:
+    for page in [*DOCS.parent.glob("*.md"), *DOCS.rglob("*.md")]:
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
