@@ -121,7 +121,9 @@ def diagnosed(context: Context, run: RunHistory, epoch: int | None) -> tuple[Dia
 
 
 def note_trial(context: Context, run: TrainingRun) -> None:
-    """Write the trial's note in the dashboard."""
+    """Write the trial's note in the dashboard; a run of another home's study has no trial there."""
+    if not context.study.holds(run.number):
+        return
     from tasks.dashboard.annotate import annotate_trial
     from tasks.reports.markdown import trial_note
 
