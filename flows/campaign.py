@@ -15,6 +15,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows import pause, progress
 from flows.analysis import night_note
+from flows.campaign_files import known_campaigns
 from flows.data import audit_before
 from flows.epoch import draw, measure_epoch
 from flows.janitor import signed_in, tidy
@@ -51,6 +52,7 @@ def campaign(campaign_file: str, home: str, trials: int | None = None) -> str:
     with session():
         context = open_campaign(campaign_file, home)
         with signed_in(context.home), _at_work(context):
+            known_campaigns(context.services).remember(context.name, context.path)
             tidy(context.home)
             pin_gpu(context.services.settings.device)
             pause.end_at(context.file.budget.until)

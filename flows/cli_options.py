@@ -14,5 +14,8 @@ CampaignOption = Annotated[
     str | None, typer.Option("--campaign", "-c", help="Name of the campaign; the newest if left out.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+YesOption = Annotated[
+    bool, typer.Option("--yes", help="Let a campaign that was not started here before start the programs it names.")
+]
 RunArgument = Annotated[str, typer.Argument(help="Name or number of a run: demo-003 or 3.", show_default=False)]
 DEFAULT_HOME = Path("pixelloop-home")

@@ -80,6 +80,11 @@ class OutboxStore:
         self.flush()
         return len(rows)
 
+    def drop_refused(self) -> int:
+        """Stop counting the rows that were set aside; they stay in ``dropped.jsonl``. Return how many there were."""
+        with self._lock, self._spool.lock():
+            return self._spool.drop_refused()
+
     def save_campaign(self, name: str, settings: dict[str, Any], status: str, end_reason: str | None = None) -> None:
         """Insert or replace a campaign."""
         self._copy.save_campaign(name, settings, status, end_reason)

@@ -66,7 +66,7 @@ class Spool:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out; may be nested. Threads of this process keep each other out by a lock of their own."""
+        """Keep other processes out; may be nested. Threads need a lock of their own."""
         self._locked += 1
         try:
             if self._locked > 1:

@@ -21,7 +21,7 @@ from schema.errors import RowRefusedError, TrialError
 from schema.runs import Outcome, RunStatus, TrainingRun
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
-from tasks.store.portable import export, restore
+from tasks.store.portable import export, read_export, restore
 from tests.conftest import remove
 from tests.tasks.store.postgrest import SECRET_KEY, project
 
@@ -64,7 +64,7 @@ def finish(context: Context, number: int, quality: float) -> TrainingRun:
 
 def move(source: Context, target: Context, file: Path) -> None:
     export(source.services.tables, file)
-    restore(target.services.tables, file)
+    restore(target.services.tables, read_export(file))
 
 
 def test_numbers_go_on_after_the_runs_of_an_import(contexts: tuple[Context, Context], tmp_path: Path) -> None:
