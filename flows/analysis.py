@@ -18,7 +18,7 @@ from optimizer.analysis.lifecycle import known, settled
 from optimizer.analysis.principles import learnt, scope_of, within
 from optimizer.analysis.survey import quality_effects
 from optimizer.crown import crowned
-from schema.errors import NotFoundError
+from schema.errors import NotFoundError, StoreError
 from schema.findings import Analysis, Diagnosis, Hypothesis, Principle
 from schema.runs import RunHistory, TrainingRun
 from schema.states import HypothesisState, PrincipleState
@@ -122,7 +122,9 @@ def diagnosed(context: Context, run: RunHistory, epoch: int | None) -> tuple[Dia
 
 
 def note_trial(context: Context, run: TrainingRun) -> None:
-    """Write the trial's note in the dashboard."""
+    """Write the trial's note in the dashboard; a run of another home's study has no trial there."""
+    if not context.study.holds(run.number):
+        return
     from tasks.dashboard.annotate import annotate_trial
     from tasks.reports.markdown import trial_note
 
@@ -161,7 +163,7 @@ def show(context: Context, found: Analysis) -> Path:
     plots = {"quality-by-epoch": curves, "predicted-and-measured": calibration(history)}
     annotate_study(context.study.study, _note(context, found), plots)
     if best is not None and best.run.best_checkpoint is not None:
-        with contextlib.suppress(FileNotFoundError):  # rows of another home came without their files
+        with contextlib.suppress(FileNotFoundError, StoreError):  # rows of another home came without their files
             copy_atomically(context.home.inside(best.run.best_checkpoint), context.home.best_lora(context.name))
     report = context.home.report(context.name)
     ledger = context.services.ledger(context.name, history)

@@ -7,7 +7,7 @@ then asks for new ones: killing it at any moment costs at most part of an epoch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prefect import flow, runtime
@@ -15,17 +15,21 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows import pause, progress
 from flows.analysis import night_note
+from flows.campaign_files import known_campaigns
 from flows.data import audit_before
 from flows.epoch import draw, measure_epoch
 from flows.janitor import signed_in, tidy
 from flows.notices import notify
 from flows.patience import patiently
 from flows.wiring import Context, open_campaign, pin_gpu, session, side_by_side
-from flows.work import analyse, beside_no_test, claim, run_claimed, work
+from flows.work import analyse, beside_no_test, claim, opened, run_claimed, work
 from flows.workers import Workers
 from optimizer.crown import crowned, repeats_due
+from optimizer.study import Proposal
 from schema.campaign import Budget, campaign_json, load_campaign
 from schema.errors import PixelloopError
+from schema.parameters import Parameters
+from schema.runs import TrainingRun
 
 
 def _run_name() -> str:
@@ -48,6 +52,7 @@ def campaign(campaign_file: str, home: str, trials: int | None = None) -> str:
     with session():
         context = open_campaign(campaign_file, home)
         with signed_in(context.home), _at_work(context):
+            known_campaigns(context.services).remember(context.name, context.path)
             tidy(context.home)
             pin_gpu(context.services.settings.device)
             pause.end_at(context.file.budget.until)
@@ -117,13 +122,17 @@ def _repeat_best(context: Context, budget: Budget) -> None:
     """Run the best settings once more before one is crowned; what was repeated before a kill is not due again."""
     for source, parameters in repeats_due(context.store.history(context.name), context.space, budget.repeats):
         with context.study.alone():
-            proposal = context.study.ask(context.space.searched(parameters))
-            context.study.note(proposal.number, "repeats", source.run.number)
-            context.store.save_run(context.new_run(proposal.number, parameters))
-            claimed = claim(context, proposal.number)
+            number = opened(context, context.space.searched(parameters), _as(context, parameters))
+            context.study.note(number, "repeats", source.run.number)
+            claimed = claim(context, number)
         if claimed is not None:
             progress.listener.message(f"{source.run.run_name} is run once more with another seed")
             run_claimed(context, *claimed, budget)
+
+
+def _as(context: Context, parameters: Parameters) -> Callable[[Proposal], TrainingRun]:
+    """Return what makes the record of a run with these parameters."""
+    return lambda proposal: context.new_run(proposal.number, parameters)
 
 
 def _begin(context: Context) -> None:
@@ -139,8 +148,9 @@ def _begin(context: Context) -> None:
 
 
 def _adopt(context: Context) -> int:
-    """Let the search learn from earlier campaigns; how many runs count."""
-    return context.study.warm_start([h for h in context.related() if h.run.campaign != context.name])
+    """Let the search learn from earlier campaigns, and from this one's runs of other homes; how many count."""
+    others = [h for h in context.related() if h.run.campaign != context.name or not context.study.holds(h.run.number)]
+    return context.study.warm_start(others)
 
 
 def _save(context: Context, status: str, end_reason: str | None = None, **more: object) -> None:

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -16,12 +16,21 @@ from rich.markup import escape
 
 from flows.cli_ab import ab
 from flows.cli_analysis import audit, diagnose, impact
-from flows.cli_home import campaign_path, command, named_run, opened_campaign, opened_home, served_home
+from flows.cli_db import db
+from flows.cli_home import command, named_run, opened_campaign, opened_home, refused_note, served_home
 from flows.cli_measure import measure, retest
-from flows.cli_options import DEFAULT_HOME, AllOption, CampaignOption, HomeOption, JsonOption, RunArgument
+from flows.cli_options import (
+    DEFAULT_HOME,
+    AllOption,
+    CampaignOption,
+    HomeOption,
+    JsonOption,
+    RunArgument,
+    YesOption,
+)
 from flows.cli_principles import principles
 from flows.cli_queue import queue
-from flows.cli_store import db, import_, log
+from flows.cli_store import import_, log
 from flows.cli_test import paired_test
 from flows.cli_up import down, up
 from schema.errors import PixelloopError
@@ -89,16 +98,18 @@ def run(
 def resume(
     name: Annotated[str | None, typer.Argument(help="Name of the campaign; the newest if left out.")] = None,
     home: HomeOption = DEFAULT_HOME,
+    yes: YesOption = False,
 ) -> None:
     """Go on with a campaign that was interrupted or paused.
 
     Example: [bold]pixelloop resume --home demo-run[/]
     """
+    from flows.campaign_files import path_to_start
     from tasks.claims import Claim
     from tasks.home import Home
 
     with opened_home(home) as services:
-        file = campaign_path(services, name)
+        file = path_to_start(services, name, yes)
     place = Home.at(home)
     if place.paused.exists():
         place.paused.unlink()
@@ -138,12 +149,17 @@ def status(
         record = services.campaign(campaign)
         history = services.store.history(record.name)
         ledger = services.ledger(record.name, history)
+        refused = services.store.refused()
+    from tasks.home import Home
     from tasks.reports.leaderboard import leaderboard
     from tasks.reports.wording import gate
 
     rows = leaderboard(history)
     if as_json:
-        told = {"runs": [row.model_dump(mode="json") for row in rows], "gate": ledger.model_dump(mode="json")}
+        told = {
+            "runs": [row.model_dump(mode="json") for row in rows], "gate": ledger.model_dump(mode="json"),
+            "refused_rows": len(refused),
+        }  # fmt: skip
         _json({"campaign": record.name, "status": record.status, **told})
         return
     reason = f": {record.end_reason}" if record.end_reason else ""
@@ -151,6 +167,10 @@ def status(
     _print_rows(rows, show_all)
     if gate(ledger):
         out.print(f"\ngate       {gate(ledger)}", soft_wrap=True)
+    if refused:
+        place = Home.at(home).outbox / "refused.jsonl"
+        note = f"{len(refused)} rows could not be stored: see {place}, then 'pixelloop db retry'"
+        out.print(f"\n[red]refused    {escape(note)}[/]", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -298,7 +318,10 @@ def main() -> NoReturn:
 
     quiet_libraries(Path.home() / ".prefect")
     try:
-        app()
+        code = _ended(app)
+        if note := refused_note():
+            err.print(f"[red]pixelloop:[/] {escape(note)}", soft_wrap=True, highlight=False)
+        sys.exit(2 if note and not code else code)
     except PixelloopError as error:
         err.print(f"[red]pixelloop:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
@@ -308,7 +331,15 @@ def main() -> NoReturn:
         told = escape(": ".join(str(part) for part in (error.filename, error.strerror) if part is not None))
         err.print(f"[red]pixelloop:[/] {told}", soft_wrap=True, highlight=False)
         sys.exit(2)
-    sys.exit(0)
+
+
+def _ended(command_line: Callable[[], object]) -> int | str | None:
+    """Run the command line; return its exit code."""
+    try:
+        command_line()
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 def _run_campaign(campaign_file: Path, home: Path, trials: int | None) -> None:

@@ -58,7 +58,7 @@ def ab(
     """
     from optimizer.analysis.blind import compare_measures, count_votes
 
-    with opened_campaign(home, campaign) as context:
+    with opened_campaign(home, campaign, writes=vote) as context:
         first, second = (_side(context, name) for name in (a, b))
         if first.checkpoint == second.checkpoint:
             raise ConfigError(f"{first.name} is given twice: compare two checkpoints")

@@ -23,12 +23,51 @@ if TYPE_CHECKING:
     from tasks.claims import Claim
 
 
+_written: list[Path] = []
+"""Homes that this command has written to: at its end the rows are counted that could not be stored."""
+
+
 @contextlib.contextmanager
-def opened_home(home: Path) -> Iterator[Services]:
-    """The services of a home that exists.
+def opened_or_made(home: Path) -> Iterator[Services]:
+    """Yield the services of a home to write to; it is made if it is missing.
 
     Raises:
-        NotFoundError: it does not.
+        ConfigError: its identity is broken.
+    """
+    from flows import wiring
+    from tasks.home import Home
+
+    _ = Home.at(home).uid  # makes it
+    _written.append(home)
+    with wiring.session():
+        yield wiring.open_home(str(home))
+
+
+def refused_note() -> str | None:
+    """Say how many rows could not be stored in the homes that this command has written to; None without any."""
+    from tasks.home import Home
+    from tasks.store.spool import refused_rows
+
+    for folder in (Home.at(home).outbox for home in _written):
+        if rows := refused_rows(folder):
+            count = "1 row was" if len(rows) == 1 else f"{len(rows)} rows were"
+            return (
+                f"{count} refused and set aside in {folder / 'refused.jsonl'}, the last one because: "
+                f"{rows[-1].sentence}; remove the reason and send them again with 'pixelloop db retry', "
+                "or forget them with 'pixelloop db retry --drop'"
+            )
+    return None
+
+
+@contextlib.contextmanager
+def opened_home(home: Path, writes: bool = False) -> Iterator[Services]:
+    """Yield the services of a home that exists.
+
+    Args:
+        writes: the command adds rows, so those that cannot be stored are reported at its end.
+
+    Raises:
+        NotFoundError: it does not exist.
     """
     from flows import wiring
     from tasks.home import Home
@@ -37,16 +76,19 @@ def opened_home(home: Path) -> Iterator[Services]:
         raise NotFoundError(
             f"no pixelloop home at {home}: give --home, or start one with 'pixelloop run campaign.toml'"
         )
+    if writes:
+        _written.append(home)
     with wiring.session():
         yield wiring.open_home(str(home))
 
 
 @contextlib.contextmanager
-def opened_campaign(home: Path, campaign: str | None) -> Iterator[Context]:
-    """A campaign by name, or the newest."""
+def opened_campaign(home: Path, campaign: str | None, writes: bool = False) -> Iterator[Context]:
+    """Yield a campaign by name, or the newest; see `opened_home`."""
     from flows import wiring
+    from flows.campaign_files import campaign_path
 
-    with opened_home(home) as services:
+    with opened_home(home, writes) as services:
         yield wiring.open_campaign(str(campaign_path(services, campaign)), str(home))
 
 
@@ -64,6 +106,7 @@ def served_home(home: Path, console: Console, go_on: Sequence[object]) -> Iterat
     from flows.up import running
     from tasks.home import Home
 
+    _written.append(home)
     interrupt.listen()
     if (up := running(Home.at(home))) is not None:
         os.environ.setdefault("PREFECT_API_URL", f"{up['prefect']}/api")
@@ -109,21 +152,6 @@ def program() -> str:
     if shutil.which("pixelloop") or not beside.exists():
         return "pixelloop"
     return min(str(beside), os.path.relpath(beside), key=len)
-
-
-def campaign_path(services: Services, name: str | None) -> Path:
-    """Path of a campaign's file.
-
-    Raises:
-        NotFoundError: its runs were made elsewhere.
-    """
-    record = services.campaign(name)
-    if "file" not in record.settings:
-        raise NotFoundError(
-            f"campaign {record.name} holds runs made elsewhere, without a campaign.toml: "
-            "start one with 'pixelloop run campaign.toml', or name another with --campaign"
-        )
-    return services.home.absolute(record.settings["file"])
 
 
 def named_run(services: Services, name: str, campaign: str | None) -> RunHistory:

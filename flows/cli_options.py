@@ -15,5 +15,8 @@ CampaignOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Print all runs, not the 30 best alone.")]
+YesOption = Annotated[
+    bool, typer.Option("--yes", help="Let a campaign that was not started here before start the programs it names.")
+]
 RunArgument = Annotated[str, typer.Argument(help="Name or number of a run: demo-003 or 3.", show_default=False)]
 DEFAULT_HOME = Path("pixelloop-home")

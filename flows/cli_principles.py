@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flows.cli_home import campaign_path, opened_home
+from flows.campaign_files import campaign_path
+from flows.cli_home import opened_home
 from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
 from schema.errors import ConfigError, NotFoundError
 from schema.states import PrincipleState
@@ -107,11 +108,11 @@ class _Scope:
 
 
 @contextlib.contextmanager
-def _scoped(home: HomeOption, campaign: CampaignOption) -> Iterator[_Scope]:
+def _scoped(home: HomeOption, campaign: CampaignOption, writes: bool = False) -> Iterator[_Scope]:
     from schema.campaign import load_campaign
     from tasks.training.dataset import dataset_fingerprint
 
-    with opened_home(home) as services:
+    with opened_home(home, writes) as services:
         file = load_campaign(campaign_path(services, campaign))
         yield _Scope(services, file, dataset_fingerprint(file.dataset_dir))
 
@@ -119,7 +120,7 @@ def _scoped(home: HomeOption, campaign: CampaignOption) -> Iterator[_Scope]:
 def _change(
     number: int, home: HomeOption, campaign: CampaignOption, change: Callable[[Principle, CampaignFile], Principle]
 ) -> Principle:
-    with _scoped(home, campaign) as scope, scope.services.alone_with_principles():
+    with _scoped(home, campaign, writes=True) as scope, scope.services.alone_with_principles():
         found = scope.principles
         if not 1 <= number <= len(found):
             raise NotFoundError(f"no principle {number}: there are {len(found)}; see 'pixelloop principles'")

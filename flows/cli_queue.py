@@ -59,7 +59,7 @@ def add(
     """
     from optimizer.analysis.lifecycle import queue_of, with_queue
 
-    with opened_campaign(home, campaign) as context:
+    with opened_campaign(home, campaign, writes=True) as context:
         number = experiment[0] if experiment[0].isdigit() else None
         by_hand = _by_hand(context, experiment) if number is None else None  # takes seconds: not while others wait
         with context.study.alone():
@@ -80,7 +80,7 @@ def drop(
     """
     from optimizer.analysis.lifecycle import queue_of, reordered, with_queue
 
-    with opened_campaign(home, campaign) as context, context.study.alone():
+    with opened_campaign(home, campaign, writes=True) as context, context.study.alone():
         known = context.store.hypotheses(context.name)
         waiting = reordered(queue_of(known), place, place)
         kept = _keep(context, with_queue(known, [h for i, h in enumerate(waiting) if i != place - 1]))
@@ -101,7 +101,7 @@ def reorder(
     """
     from optimizer.analysis.lifecycle import queue_of, reordered, with_queue
 
-    with opened_campaign(home, campaign) as context, context.study.alone():
+    with opened_campaign(home, campaign, writes=True) as context, context.study.alone():
         known = context.store.hypotheses(context.name)
         kept = _keep(context, with_queue(known, reordered(queue_of(known), place, to)))
     _show(kept, as_json)

@@ -1,11 +1,10 @@
-"""Commands around what is kept: runs of earlier days, a person's scores, moving everything elsewhere."""
+"""Commands that add to the history: runs of earlier days, and a person's scores."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.blocks import open_settings
-from flows.cli_home import named_run
+from flows.cli_home import named_run, opened_home, opened_or_made
 from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption
-from schema.errors import ConfigError, NotFoundError
+from schema.errors import ConfigError, NotFoundError, RowRefusedError
 
 if TYPE_CHECKING:
     from flows.wiring import Services
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
 
 out = Console()
 err = Console(stderr=True)
-db = typer.Typer(
-    help="The database: bring it up to date, move it.\n\nExample: [bold]pixelloop db export night.jsonl.gz[/]",
-    no_args_is_help=True,
-)
 
 
 def import_(
@@ -65,11 +60,11 @@ def import_(
     if not paths and not own_tables:
         raise ConfigError("nothing to import: name files, folders or databases, or give --own-tables")
     found, unread = read_all(paths, settings.supabase_key) if paths else ([], [])
-    with _opened(home, make=True) as services:
+    with opened_or_made(home) as services:
         if own_tables:
             found += _own(services)
         imported, notes = assemble(found, services.store.history(), options, datetime.now(UTC))
-        ends = [run.keep(services.store) for run in imported]
+        ends = [_kept(services, run) for run in imported]
         if imported:
             services.store.save_campaign(CAMPAIGN, {}, "finished", "taken over by 'pixelloop import'")
     if as_json:
@@ -95,7 +90,7 @@ def log(
     from tasks.history.facts import EpochFound, Found
     from tasks.history.merge import assemble
 
-    with _opened(home) as services:
+    with opened_home(home, writes=True) as services:
         rated = _run(services, run)
         said = EpochFound(epoch, visual=visual, style=style, prompt=prompt, words=words)
         found = Found("pixelloop log", rated.run_name, epochs=(said,))
@@ -113,94 +108,14 @@ def log(
         out.print(f"{rated.run_name} epoch {epoch}: {rating.quality:.0f} of 100 by your scores")
 
 
-@db.command("migrate")
-def db_migrate(
-    url: Annotated[
-        str | None, typer.Option(help="postgresql://... of a hosted database; this home's if left out.")
-    ] = None,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """Bring a database up to date: pixelloop's tables are made, or added to yours; nothing is removed.
-
-    The Data API makes no tables, so a Supabase project needs this once, or 'supabase db push'. Take the address of the
-    session pooler (port 5432) from the project's settings.
-
-    Example: [bold]pixelloop db migrate --url postgresql://postgres.abc@aws-1.pooler.supabase.com:5432/postgres[/]
-    """
-    from flows import wiring
-    from tasks.store.migrate import migrate
-
-    if url is not None:
-        applied = migrate(url)
-    else:
-        with wiring.session():
-            applied = migrate(wiring.open_home(str(home)).database_url)
-    if as_json:
-        _json({"applied": applied})
-    else:
-        out.print("\n".join(f"applied  {name}" for name in applied) or "up to date")
-
-
-@db.command("export")
-def db_export(
-    file: Annotated[Path, typer.Argument(help="File to write; compressed if it ends in .gz.", show_default=False)],
-    campaign: Annotated[str | None, typer.Option("--campaign", "-c", help="One campaign only.")] = None,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """Write all rows into one file that any other pixelloop database takes.
-
-    Example: [bold]pixelloop db export night.jsonl.gz --campaign night[/]
-    """
-    from tasks.store.portable import export
-
-    with _opened(home) as services:
-        if campaign is not None:
-            services.campaign(campaign)  # a name that nobody knows is told
-        counts = export(services.tables, file, campaign)
-    _counted(counts, as_json)
-
-
-@db.command("import")
-def db_import(
-    file: Annotated[Path, typer.Argument(help="A file of 'pixelloop db export'.", show_default=False)],
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """Take all rows of such a file over; those that are here already are replaced by the file's.
-
-    Example: [bold]SUPABASE_URL=... SUPABASE_KEY=... pixelloop db import night.jsonl.gz[/]
-    """
-    from tasks.store.portable import restore
-
-    with _opened(home, make=True) as services:
-        counts = restore(services.tables, file)
-    _counted(counts, as_json)
-
-
-@contextlib.contextmanager
-def _opened(home: Path, make: bool = False) -> Iterator[Services]:
-    """The services of a home that exists, or is made.
-
-    Raises:
-        NotFoundError: there is none, and none is to be made.
-    """
-    from flows import wiring
-    from tasks.home import Home
-
-    place = Home.at(home)
-    if not (place.uid if make else place.exists):
-        raise NotFoundError(f"no pixelloop home at {home}: give --home, or import runs with 'pixelloop import PATHS'")
-    with wiring.session():
-        yield wiring.open_home(str(home))
-
-
-def _counted(counts: dict[str, int], as_json: bool) -> None:
-    if as_json:
-        _json(counts)
-    else:
-        out.print("\n".join(f"{table:18} {n}" for table, n in counts.items() if n) or "no rows")
+def _kept(services: Services, run: Imported) -> str:
+    """Save a run; ``new``, ``changed``, ``unchanged``, or ``refused`` where the database refuses a row of it."""
+    before = len(services.store.refused())
+    try:
+        end = run.keep(services.store)
+    except RowRefusedError:
+        return "refused"
+    return end if len(services.store.refused()) == before else "refused"
 
 
 def _options(base_model: str | None, dataset: Path | None) -> list[Fact]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flows.cli_home import alone_at_work, opened_campaign, served_home
-from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption
+from flows.cli_home import alone_at_work, opened_campaign, opened_home, served_home
+from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption, YesOption
 from schema.states import HypothesisState
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def paired_test(
     home: HomeOption = DEFAULT_HOME,
     campaign: CampaignOption = None,
     as_json: JsonOption = False,
+    yes: YesOption = False,
 ) -> None:
     """Test a hunch: run pairs that differ in one parameter alone, until they confirm or refute it.
 
@@ -56,11 +57,14 @@ def paired_test(
 
     Example: [bold]pixelloop test "keep_tokens 1 -> 3" --home demo-run[/]
     """
+    from flows.campaign_files import path_to_start
     from optimizer.analysis.paired import Change
 
     wanted = Change.parse(change)
     state = _state(wanted, home, campaign, worth)
-    if not plan and state.verdict.state == HypothesisState.RUNNING:
+    if not plan and state.verdict.state is HypothesisState.RUNNING:
+        with opened_home(home) as services:
+            path_to_start(services, campaign, yes)
         _run(wanted, state.file, worth, home, campaign, err if as_json else out)
         state = _state(wanted, home, campaign, worth)
     if as_json:

@@ -140,7 +140,5 @@ def tell_study(context: Context, run: TrainingRun, result: EpochResult) -> None:
         return
     if result.quality is not None:
         context.study.report(run.number, result.epoch_number, result.quality)
-    if result.sample_sheet is not None and context.home.absolute(result.sample_sheet).exists():
-        attach_sheet(
-            context.study.study, run.number, context.home.artifacts, context.home.absolute(result.sample_sheet)
-        )
+    if result.sample_sheet is not None and (sheet := context.home.inside(result.sample_sheet)).exists():
+        attach_sheet(context.study.study, run.number, context.home.artifacts, sheet)

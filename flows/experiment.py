@@ -8,12 +8,14 @@ from prefect import flow
 
 from flows import interrupt, progress
 from flows.wiring import Context, open_campaign, pin_gpu, session
-from flows.work import claim, run_claimed
+from flows.work import claim, open_here, opened, run_claimed
 from optimizer.analysis.lifecycle import noise
 from optimizer.analysis.paired import LEAST_PAIRS, Change, Verdict, missing, verdict_on, worth_of
+from optimizer.study import Proposal
 from schema.errors import NotFoundError
 from schema.findings import Decision, GateVerdict
 from schema.parameters import Parameters
+from schema.runs import TrainingRun
 from schema.states import GateRule, HypothesisState
 from tasks.claims import Claim
 
@@ -65,16 +67,19 @@ def _half(context: Context, change: Change, parameters: Parameters) -> tuple[int
     """The trial of a half: one that was cut off, or a new one, which the gate has no say in."""
     wanted = context.space.key(parameters)
     with context.study.alone():
-        for proposal in context.study.running():
+        for proposal in open_here(context):
             with contextlib.suppress(NotFoundError):
                 if context.space.key(context.store.run(context.name, proposal.number).all_parameters) == wanted:
                     return claim(context, proposal.number)
-        proposal = context.study.ask(context.space.searched(parameters))
         reason = f"half of a test: {change}"
         verdict = GateVerdict(decision=Decision.RUN, reason=reason, rule=GateRule.PAIRED_TEST)
-        context.study.note(proposal.number, "tests", str(change))
-        context.store.save_run(context.new_run(proposal.number, _as_own(context, parameters)).changed(verdict=verdict))
-        return claim(context, proposal.number)
+
+        def record(proposal: Proposal) -> TrainingRun:
+            return context.new_run(proposal.number, _as_own(context, parameters)).changed(verdict=verdict)
+
+        number = opened(context, context.space.searched(parameters), record)
+        context.study.note(number, "tests", str(change))
+        return claim(context, number)
 
 
 def _as_own(context: Context, parameters: Parameters) -> Parameters:

@@ -25,7 +25,7 @@ from flows.wiring import Context, open_campaign
 from optimizer.analysis.diagnosis import diagnose_run
 from optimizer.budget import ended_at
 from optimizer.objective import best_epoch
-from schema.errors import PixelloopError, StoreUnavailableError, TrialError
+from schema.errors import PixelloopError, RowRefusedError, StoreUnavailableError, TrialError
 from schema.runs import EpochResult, Outcome, RunHistory, RunStatus, TrainingRun
 from tasks.store.artifacts import settle
 from tasks.training.events import EpochEvent, FailedEvent, FinishedEvent, StartedEvent, StepEvent, WarningEvent
@@ -40,11 +40,15 @@ def trial(campaign: str, campaign_file: str, home: str, number: int) -> str:
         The outcome, or *interrupted* where time is up. A failing trial is an outcome, never an error: a night goes on.
 
     Raises:
-        TrialError: the disk is full, which would end all other trials too; this one goes on when there is room.
+        TrialError: the disk is full, which would end all other trials too; this one goes on when there is room. Or
+            the run of this number belongs to another home.
+        RowRefusedError: the database refuses the run's row, so its result could not be kept.
         StoreUnavailableError: the search's database is away and stays so.
     """
     context = open_campaign(campaign_file, home)
     run = context.store.run(campaign, number).changed(status=RunStatus.RUNNING)
+    if not context.owns(run):
+        raise TrialError(f"{run.run_name} is a run of another home, which alone can go on with it: start a new trial")
     context.store.save_run(run)
     sitting = _Sitting(pause.time_at_work(), run.time_at_work or 0.0, context.store.history(campaign))
     try:
@@ -94,7 +98,7 @@ def _guarded(context: Context, run: TrainingRun, sitting: _Sitting) -> TrainingR
     """Train; what breaks is the run's end, an interrupt or a database that stays away is not."""
     try:
         return _train(context, run, sitting)
-    except StoreUnavailableError:
+    except (StoreUnavailableError, RowRefusedError):
         raise
     except PixelloopError as error:
         interrupt.raise_if_asked()

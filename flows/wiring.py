@@ -222,6 +222,10 @@ class Context:
         """Folder of a trial."""
         return self.home.trial(self.name, number)
 
+    def owns(self, run: TrainingRun) -> bool:
+        """Return whether this home made the run: those of an import or of another home have another identity."""
+        return run.uid == run_uid(self.home.uid, run.campaign, run.number)
+
     def related(self) -> list[RunHistory]:
         """All runs on this base model and data set, of any campaign: what decisions compare with."""
         return related(self.store.history(), self.file.base_model, self.dataset)

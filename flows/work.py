@@ -7,7 +7,7 @@ left unfinished is taken up by the next that looks.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from flows import interrupt, pause, progress
@@ -20,11 +20,12 @@ from optimizer.acquisition import expected_gain
 from optimizer.analysis.lifecycle import queue_of, refused, started
 from optimizer.budget import hours_left, hours_used, spent
 from optimizer.study import Proposal
+from optimizer.surrogate import Surrogate
 from schema.campaign import Budget
-from schema.errors import NotFoundError
+from schema.errors import NotFoundError, NumberTakenError
 from schema.findings import Decision, GateVerdict, Hypothesis, Prediction, RefusedProposal
 from schema.parameters import Parameters
-from schema.runs import RunHistory, refusal_uid, run_uid
+from schema.runs import RunHistory, TrainingRun, refusal_uid, run_uid
 from tasks.claims import Claim
 from tasks.home import Home
 
@@ -52,7 +53,7 @@ def work(context: Context, budget: Budget, patient: bool = True) -> str:
                 claimed = claim(context, propose(context))
         if claimed is not None:
             run_claimed(context, *claimed, budget)
-        elif any(_open_here(context)) and (patient or reason is None):
+        elif any(open_here(context)) and (patient or reason is None):
             time.sleep(_LOOK)
         else:
             return reason or "the rest of the budget runs on other machines"
@@ -105,14 +106,17 @@ def analyse(context: Context, number: int | None = None) -> None:
 
 def _cut_off(context: Context) -> tuple[int, Claim] | None:
     """A trial that was asked for and that nobody runs."""
-    for proposal in _open_here(context):
+    _give_up_taken(context)
+    for proposal in open_here(context):
         claimed = claim(context, proposal.number)
         if claimed is None:
             continue
         try:
             run = context.store.run(context.name, proposal.number)
         except NotFoundError:  # cut off between the ask and the first row: judge it as if just asked
-            _accept(context, proposal, *_judge(context, proposal, skips=0))
+            if not _accept(context, proposal, *_judge(context, proposal, skips=0)):
+                claimed[1].release()
+                continue
         else:
             done = len(context.store.epochs(run.uid))
             progress.listener.message(f"resuming {run.run_name} after epoch {done}")
@@ -120,13 +124,64 @@ def _cut_off(context: Context) -> tuple[int, Claim] | None:
     return None
 
 
-def _open_here(context: Context) -> Iterator[Proposal]:
-    """Trials that have not ended and whose folder is in this home."""
+def open_here(context: Context) -> Iterator[Proposal]:
+    """Yield the trials that have not ended and whose folder is in this home."""
     kept = {run.number: run.uid for run in context.store.runs(context.name)}
     for proposal in context.study.running():
         here = run_uid(context.home.uid, context.name, proposal.number)
         if kept.get(proposal.number, here) == here:
             yield proposal
+
+
+def _give_up_taken(context: Context) -> None:
+    """End trials of this home whose number an import, or another home on the same store, has taken."""
+    elsewhere = {run.number for run in context.store.runs(context.name) if not context.owns(run)}
+    for proposal in context.study.running():
+        asked_here = proposal.home == str(context.home.uid)
+        # An embedded study belongs to one home; trials of earlier versions do not say who asked.
+        alone = proposal.home is None and context.services.embedded is not None
+        if proposal.number in elsewhere and (asked_here or alone):
+            context.study.give_up(proposal.number)
+            progress.listener.message(f"trial {proposal.number} ends: a run of another home has its number")
+
+
+def _taken(context: Context) -> set[int]:
+    """Return the numbers that runs and refused proposals of other homes have in this campaign."""
+    runs = {run.number for run in context.store.runs(context.name) if not context.owns(run)}
+    own = context.home.uid
+    refusals = context.store.refusals(context.name)
+    return runs | {r.number for r in refusals if r.uid != refusal_uid(own, context.name, r.number)}
+
+
+def opened(context: Context, suggested: Parameters, record: Callable[[Proposal], TrainingRun]) -> int:
+    """Open a trial with these parameters, outside the gate, and save its run.
+
+    Args:
+        record: makes the run's first row.
+
+    Returns:
+        The number of the trial.
+    """
+    while True:
+        proposal = _ask(context, suggested)
+        if _added(context, record(proposal)):
+            return proposal.number
+
+
+def _ask(context: Context, suggested: Parameters | None, surrogate: Surrogate | None = None) -> Proposal:
+    """Open the next trial under a number that no run of another home has."""
+    context.study.skip(_taken(context))
+    return context.study.ask(suggested, surrogate, str(context.home.uid))
+
+
+def _added(context: Context, run: TrainingRun) -> bool:
+    """Save a run's first row; False where another home has taken its number since the ask."""
+    try:
+        context.store.add_run(run)
+    except NumberTakenError:
+        context.study.give_up(run.number)
+        return False
+    return True
 
 
 def _room(context: Context, budget: Budget) -> bool:
@@ -141,14 +196,16 @@ def propose(context: Context) -> int:
         The number of the trial to run; its record is in the store.
     """
     skips = 0
-    suggestions = context.study.untried([*_queued(context), *context.file.start])
+    suggestions = context.study.untried([*_queued(context), *_start(context)])
     while True:
         surrogate = context.surrogate(context.store.history())
-        proposal = context.study.ask(suggestions.pop(0) if suggestions else None, surrogate)
+        proposal = _ask(context, suggestions.pop(0) if suggestions else None, surrogate)
         verdict, prediction = _judge(context, proposal, skips)
         if verdict.decision is Decision.RUN:
-            _accept(context, proposal, verdict, prediction)
-            return proposal.number
+            if _accept(context, proposal, verdict, prediction):
+                return proposal.number
+            suggestions.insert(0, proposal.parameters)
+            continue
         skips += 1
         _refuse(context, proposal, verdict, prediction)
 
@@ -158,6 +215,13 @@ def _queued(context: Context) -> list[Parameters]:
     waiting = queue_of(context.store.hypotheses(context.name))
     settings = [context.space.searched(h.parameters) for h in waiting]
     return [s for s in settings if not context.space.problems(s)]  # the space may have changed since
+
+
+def _start(context: Context) -> list[Parameters]:
+    """Return the settings to begin with, without those that a run of another home has tried in this campaign."""
+    others = [run for run in context.store.runs(context.name) if not context.owns(run)]
+    tried = [context.space.searched(run.all_parameters) for run in others]
+    return [s for s in context.file.start if not any(all(t.get(k) == v for k, v in s.items()) for t in tried)]
 
 
 def _note_queue(context: Context, before: list[Hypothesis], after: list[Hypothesis]) -> None:
@@ -171,11 +235,14 @@ def _judge(context: Context, proposal: Proposal, skips: int) -> tuple[GateVerdic
     return context.gate.judge(parameters, prediction, context.related(), proposal.number, skips), prediction
 
 
-def _accept(context: Context, proposal: Proposal, verdict: GateVerdict, prediction: Prediction) -> None:
+def _accept(context: Context, proposal: Proposal, verdict: GateVerdict, prediction: Prediction) -> bool:
+    """Save the run of a proposal; False where another home has taken its number."""
     run = context.new_run(proposal.number, context.space.complete(proposal.parameters))
-    context.store.save_run(run.changed(verdict=verdict, predicted=prediction))
+    if not _added(context, run.changed(verdict=verdict, predicted=prediction)):
+        return False
     known = context.store.hypotheses(context.name)
     _note_queue(context, known, started(known, proposal.parameters, context.space))
+    return True
 
 
 def _refuse(context: Context, proposal: Proposal, verdict: GateVerdict, prediction: Prediction) -> None:
@@ -196,7 +263,7 @@ def _refuse(context: Context, proposal: Proposal, verdict: GateVerdict, predicti
 
 
 def _finished(context: Context) -> list[RunHistory]:
-    """The campaign's own runs: halves of a test are asked for beside its budget."""
+    """Return the campaign's ended runs, wherever they ran: arms of a test are asked for beside its budget."""
     ended = [h for h in context.store.history(context.name) if h.run.finished_at is not None]
     return [h for h in ended if not h.run.is_half]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -38,6 +38,8 @@ from schema.runs import Outcome, RunHistory
 from schema.states import GateRule
 
 _LEGACY = "constraints"  # the only form that optuna-dashboard 0.21 draws
+_HOME = "home"  # attribute of a trial: the home that asked for it
+_ELSEWHERE = "elsewhere"  # attribute of a trial that only holds the number of another home's run
 
 
 Arguments = ParamSpec("Arguments")
@@ -59,10 +61,15 @@ def _once_more(method: Callable[Arguments, Answer]) -> Callable[Arguments, Answe
 
 @dataclass(frozen=True)
 class Proposal:
-    """What to try: the number of its trial, and the searched parameters."""
+    """What to try: the number of its trial, and the searched parameters.
+
+    Attributes:
+        home: identity of the home that asked; None for trials of earlier versions.
+    """
 
     number: int
     parameters: Parameters
+    home: str | None = None
 
 
 class CampaignStudy:
@@ -117,7 +124,9 @@ class CampaignStudy:
         self.storage.engine.dispose()
 
     @_once_more
-    def ask(self, suggested: Parameters | None = None, surrogate: Surrogate | None = None) -> Proposal:
+    def ask(
+        self, suggested: Parameters | None = None, surrogate: Surrogate | None = None, home: str | None = None
+    ) -> Proposal:
         """Open the next trial.
 
         The same past gives the same proposal, whoever asks. Draws that break a hard rule or repeat an
@@ -126,6 +135,7 @@ class CampaignStudy:
         Args:
             suggested: searched parameters to run; those left out are chosen by the sampler.
             surrogate: what is known so far; the sampler ``model`` proposes by it.
+            home: identity of the home that asks.
 
         Raises:
             ConfigError: the suggestion lies outside the search space, or the rules leave nothing of it.
@@ -140,10 +150,38 @@ class CampaignStudy:
             state=TrialState.RUNNING,
             params={**drawn, **(suggested or {})},
             distributions=self._space.distributions,
+            user_attrs={} if home is None else {_HOME: home},
         )
         trial_id = self.storage.create_new_trial(self._study_id, template_trial=opened)
         trial = self.storage.get_trial(trial_id)
-        return Proposal(trial.number, dict(trial.params))
+        return Proposal(trial.number, dict(trial.params), home)
+
+    @_once_more
+    def skip(self, taken: Container[int]) -> None:
+        """Use up the next numbers while runs of other homes have them.
+
+        A failed trial without values takes each number, so that the number of a run stays the number of its trial.
+        The sampler learns nothing from such a trial.
+        """
+        number = len(self._trials())
+        while number in taken:
+            place = create_trial(state=TrialState.FAIL, user_attrs={_ELSEWHERE: True})
+            self.storage.create_new_trial(self._study_id, template_trial=place)
+            number += 1
+
+    @_once_more
+    def give_up(self, number: int) -> None:
+        """End an open trial whose number a run of another home has taken."""
+        trial = self._frozen(number)
+        if not trial.state.is_finished():
+            self._note(trial, _ELSEWHERE, True)
+            self.study.tell(number, state=TrialState.FAIL)
+
+    @_once_more
+    def holds(self, number: int) -> bool:
+        """Return whether the run of this number is a trial of this study, not one of another home's study."""
+        trials = self._trials()
+        return number < len(trials) and not _is_elsewhere(trials[number])
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -176,7 +214,7 @@ class CampaignStudy:
     @_once_more
     def untried(self, settings: Sequence[Parameters]) -> list[Parameters]:
         """Those of the settings that no trial has had yet."""
-        past = [t.params for t in self._trials()]
+        past = [t.params for t in self._trials() if not _is_elsewhere(t)]
         return [s for s in settings if not any(all(p.get(k) == v for k, v in s.items()) for p in past)]
 
     @_once_more
@@ -237,7 +275,7 @@ class CampaignStudy:
             raise NotFoundError(f"study {self.study.study_name} has no trial {number}: see its trials") from None
 
     def warm_start(self, history: Sequence[RunHistory]) -> int:
-        """Let the sampler learn from runs of other campaigns; they stay out of the visible study.
+        """Let the sampler learn from runs of other studies; they stay out of the visible study.
 
         Args:
             history: runs on the same base model and data set (see `optimizer.history.related`); others
@@ -257,7 +295,8 @@ class CampaignStudy:
     def _reopened(self, trial: FrozenTrial) -> Proposal:
         """An open trial with all its values: a kill may have come between the ask and the last of them."""
         again = optuna.Trial(self.study, self.trial_id(trial.number))
-        return Proposal(trial.number, {n: _suggest(again, n, d) for n, d in self._space.distributions.items()})
+        values = {n: _suggest(again, n, d) for n, d in self._space.distributions.items()}
+        return Proposal(trial.number, values, trial.user_attrs.get(_HOME))
 
     def _note(self, trial: FrozenTrial, key: str, value: Any) -> None:
         # The trial as it was read before: each reading of an open trial costs as much as a write.
@@ -268,6 +307,10 @@ class CampaignStudy:
         if CONSTRAINT not in trial.constraints:
             optuna.Trial(self.study, trial._trial_id).set_constraint(CONSTRAINT, violation)
         self.storage.set_trial_system_attr(trial._trial_id, _LEGACY, [violation])
+
+
+def _is_elsewhere(trial: FrozenTrial) -> bool:
+    return _ELSEWHERE in trial.user_attrs
 
 
 def _check_unchanged(study: optuna.Study, space: Space) -> None:

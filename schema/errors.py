@@ -42,6 +42,14 @@ class StoreUnavailableError(StoreError, ConnectionError):
     """The database cannot be reached now; the same call may work later."""
 
 
+class RowRefusedError(StoreError):
+    """The database refuses a row; the outbox has set it aside with the reason."""
+
+
+class NumberTakenError(StoreError):
+    """A run of another home has this number in the campaign already."""
+
+
 class NotFoundError(PixelloopError, LookupError):
     """A campaign, run or epoch that was asked for by name does not exist."""
 

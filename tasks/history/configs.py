@@ -9,7 +9,7 @@ from typing import Any
 
 from schema.errors import ConfigError
 from schema.readers import read_toml
-from tasks.history.facts import Fact, Found, Source, typed
+from tasks.history.facts import MOST_TEXT, Fact, Found, Source, check_size, tables, typed
 from tasks.training.config import flatten
 
 _GUI = {"epoch": "max_train_epochs", "caption_dropout": "caption_dropout_rate"}
@@ -29,6 +29,7 @@ def read_config(path: Path) -> Found:
     for table, what in (("campaign", "a campaign"), ("prompts", "a prompt suite")):
         if isinstance(document.get(table), Mapping | list):
             raise ConfigError(f"{path} is {what}, not the configuration of a run: leave it out")
+    check_size(document)
     values = document if "datasets" in document else flatten(document)
     dataset = values.pop("dataset_config", None)
     facts = [*_facts(values, path.name, notes)]
@@ -36,7 +37,7 @@ def read_config(path: Path) -> Found:
         facts += _data(document, path.name, notes)
     elif dataset:
         place = path.parent / str(dataset)
-        if place.exists():
+        if place.is_file() and place.stat().st_size <= MOST_TEXT:
             facts += _data(read_toml(place), place.name, notes)
         else:
             notes.append(f"{path.name}: its dataset_config {dataset} is not there; what it sets is not known")
@@ -58,7 +59,7 @@ def read_gui_form(document: Mapping[str, Any], path: Path) -> Found:
             values[name] = None
     warmup = values.pop("lr_warmup", None)
     if warmup:
-        values["lr_warmup_steps"] = values.get("lr_warmup_steps") or float(warmup) / 100  # a per cent of all steps
+        values["lr_warmup_steps"] = values.get("lr_warmup_steps") or _per_cent(warmup)  # a per cent of all steps
     kind = str(values.get("LoRA_type"))
     values["network_module"] = _GUI_MODULES.get(kind)
     if kind.startswith("LyCORIS/"):
@@ -71,6 +72,13 @@ def read_gui_form(document: Mapping[str, Any], path: Path) -> Found:
     return Found(str(path), name, facts, notes=tuple(notes))
 
 
+def _per_cent(value: Any) -> float | None:
+    try:
+        return float(value) / 100
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
 def _facts(values: Mapping[str, Any], place: str, notes: list[str]) -> list[Fact]:
     found = list(typed(values, Source.CONFIG, place, notes))
     if folder := values.get("train_data_dir"):
@@ -81,11 +89,12 @@ def _facts(values: Mapping[str, Any], place: str, notes: list[str]) -> list[Fact
 def _data(document: Mapping[str, Any], place: str, notes: list[str]) -> list[Fact]:
     """What all subsets agree on; where they differ nothing is said for all."""
     layers, folders = list[dict[str, Any]](), list[str]()
-    for dataset in document.get("datasets", []):
-        for subset in dataset.get("subsets", []):
+    general = document.get("general", {})
+    for dataset in tables(document.get("datasets")):
+        for subset in tables(dataset.get("subsets")):
             if not subset.get("is_reg"):
                 own = {k: v for k, v in dataset.items() if k != "subsets"}
-                layers.append({**document.get("general", {}), **own, **subset})
+                layers.append({**(general if isinstance(general, Mapping) else {}), **own, **subset})
                 folders.append(Path(str(subset.get("image_dir", ""))).name)
     shared = {}
     for name in sorted({name for layer in layers for name in layer}):

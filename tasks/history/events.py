@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from schema.errors import ConfigError
-from tasks.history.facts import EpochFound, Found
+from tasks.history.facts import EpochFound, Found, whole_number
 
 _EPOCH = ("loss/epoch_average", "loss/epoch")
 
@@ -36,7 +36,7 @@ def read_events(path: Path) -> Found:
         ConfigError: no event file.
     """
     scalars = list(read_scalars(path))
-    losses = {s.step: s for s in scalars if s.tag in _EPOCH}
+    losses = {s.step: s for s in scalars if s.tag in _EPOCH and whole_number(s.step) is not None}
     epochs = tuple(
         EpochFound(s.step, loss=s.value, at=datetime.fromtimestamp(s.wall, UTC)) for _, s in sorted(losses.items())
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
 from typing import Any
 
-from schema.errors import ConfigError
+from schema.errors import ConfigError, shown
 from schema.parameters import PARAMETERS
 
 FIELDS = ("base_model", "dataset", "model_type", "num_images", "quality", "best_epoch", "notes",
@@ -22,6 +24,18 @@ OTHER_NAMES = {
     "debiased_estimation": "debiased_estimation_loss", "multires_noise_iterations": "multires_noise_iterations",
     "pretrained_model_name_or_path": "base_model",
 }  # fmt: skip
+
+
+MOST = 2**31 - 1
+"""Largest number of an epoch or of pictures that the database keeps."""
+
+_MOST_NODES, _DEEPEST = 1_000_000, 100
+"""Limits of a document: a few aliases of YAML can stand for more values than memory holds."""
+
+MOST_TEXT = 64 * 2**20
+"""Bytes of a text file: a table of scores or a configuration has a few thousand."""
+
+_MOST_INTEGER = 2**63 - 1  # a larger one is no setting that any trainer takes
 
 
 class Source(IntEnum):
@@ -105,8 +119,13 @@ def typed(pairs: Mapping[str, Any], source: Source, place: str, notes: list[str]
         name = OTHER_NAMES.get(given, given)
         if value is None or value in ("", "None", "null", []):
             continue
-        if name in ("base_model", "model_type"):
-            yield Fact(name, str(value), source, place)
+        if name in ("network_args", "optimizer_args") and not isinstance(value, str | list | tuple | Mapping):
+            notes.append(f"{place}: {name} must be a text or a list, but is {shown(value)}; left out")
+        elif name in ("base_model", "model_type"):
+            if isinstance(value, str):
+                yield Fact(name, value, source, place)
+            else:
+                notes.append(f"{place}: {name} must be a text, but is {shown(value)}; left out")
         elif name == "network_args":
             yield from typed(_pairs(value), source, place, notes)
         elif name == "optimizer_args":
@@ -135,19 +154,70 @@ def _pairs(value: Any) -> dict[str, str]:
     return {names.get(name.strip(), name.strip()): text.strip() for name, equals, text in found if equals}
 
 
+def check_size(document: Any) -> None:
+    """Raise ValueError for a document that is too large or too deep to work with."""
+    nodes, waiting = 0, [(document, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        nodes += 1
+        if nodes > _MOST_NODES or depth > _DEEPEST:
+            raise ValueError(f"it holds more than {_MOST_NODES} values or is nested deeper than {_DEEPEST}")
+        if isinstance(node, Mapping):
+            waiting += ((value, depth + 1) for value in node.values())
+        elif isinstance(node, list | tuple | set):
+            waiting += ((value, depth + 1) for value in node)
+
+
+def tables(value: Any) -> list[Mapping[str, Any]]:
+    """Return the tables of a list of tables; what is of another shape holds none."""
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+
+
+def whole_number(value: Any, least: int = 0, most: int = MOST) -> int | None:
+    """Return a value as a whole number of this span, written as a number or as text; None where it is none."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"0*([0-9]{1,19})(?:\.0*)?", value.strip())
+        value = int(match.group(1)) if match else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        return None
+    return value
+
+
 def _value(name: str, value: Any) -> Any:
+    """Return a value in its parameter's type.
+
+    Raises:
+        ConfigError: it is of another type, or no number that can be kept.
+    """
     spec = PARAMETERS[name]
     if name == "resolution":
         return _side(value)
-    if isinstance(value, list):
+    if isinstance(value, list) and value:
         value = value[0]
+    if not isinstance(value, str | int | float):
+        raise ConfigError(f"{name} must be of type {spec.kind}, but is {shown(value)}")
+    try:
+        result = _converted(name, value)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{name} must be of type {spec.kind}, but is {shown(value)}") from None
+    if isinstance(result, int | float) and (not math.isfinite(result) or abs(result) > _MOST_INTEGER):
+        raise ConfigError(f"{name} must be a number, but is {shown(value)}")
+    return result
+
+
+def _converted(name: str, value: str | int | float) -> Any:
+    spec = PARAMETERS[name]
     if name == "optimizer_type":
         return {choice.lower(): choice for choice in spec.choices}.get(str(value).lower(), str(value))
     if isinstance(value, str) and spec.kind != "str":
         try:
             value = json.loads(value.strip().lower())
-        except json.JSONDecodeError:
-            raise ConfigError(f"{name} must be of type {spec.kind}, but is {value!r}") from None
+        except (ValueError, RecursionError):
+            raise ConfigError(f"{name} must be of type {spec.kind}, but is {shown(value)}") from None
+        if isinstance(value, dict | list) or value is None:
+            raise ConfigError(f"{name} must be of type {spec.kind}, but is {shown(value)}")
     if spec.kind == "bool" and value in (0, 1):
         value = bool(value)
     return spec.typed(str(value) if spec.kind == "str" else value)
@@ -155,10 +225,10 @@ def _value(name: str, value: Any) -> Any:
 
 def _side(value: Any) -> int:
     parts = value if isinstance(value, list | tuple) else str(value).strip("()[] ").replace("x", ",").split(",")
-    try:
-        sides = {int(part) for part in parts}
-    except ValueError:
-        raise ConfigError(f"resolution must be one or two numbers, but is {value!r}") from None
-    if len(sides) > 1:
-        raise ConfigError(f"resolution {value!r} is no square")
-    return sides.pop()
+    sides = {whole_number(part, least=1) for part in parts[:3]}
+    side = sides.pop() if len(sides) == 1 else None
+    if sides and None not in sides:
+        raise ConfigError(f"resolution {shown(value)} is no square")
+    if side is None:
+        raise ConfigError(f"resolution must be one or two numbers, but is {shown(value)}")
+    return side

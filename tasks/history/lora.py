@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from schema.errors import ConfigError
-from tasks.history.facts import EpochFound, Fact, Found, Source, typed
+from tasks.history.facts import EpochFound, Fact, Found, Source, tables, typed, whole_number
 
 _MODELS = {"sd_v1": "sd15", "sdxl_base_v1-0": "sdxl"}
 _NAMES = {
@@ -19,6 +20,13 @@ _NAMES = {
     "sd15": ("lora_te_", "lora_unet_down_blocks_0_attentions_"),
 }
 """Starts of names that only this model's LoRA has; SDXL's first block has no attention, whoever names it."""
+_NUMBERS = {"F16": "<e", "BF16": "<h", "F32": "<f", "F64": "<d", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b",
+            "U8": "<B"}  # fmt: skip
+"""Types of a number in a file, as `struct` has them."""
+_LORA = ("lora_", "hada_", "lokr_", "oft_", "dora_scale", ".alpha")
+"""Parts of names that only files of a LoRA have, of any trainer."""
+_WITHOUT_NAN = ("F4", "F6_E2M3", "F6_E3M2")  # no bits of theirs stand for NaN, and torch cannot widen them
+_MOST_HEADER = 100_000_000  # bytes: safetensors itself reads no longer one
 _PRECISIONS = {"F32": "float", "F16": "fp16", "BF16": "bf16"}
 _SUBSET = (
     "num_repeats", "shuffle_caption", "keep_tokens", "color_aug", "flip_aug", "random_crop", "enable_wildcard",
@@ -46,18 +54,35 @@ def read_lora(path: Path) -> Found:
 
 def _header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise ValueError("its header is longer than the file")
+            if length > min(size, _MOST_HEADER):
+                raise ValueError("its header is longer than the file or than any writer makes it")
             header: dict[str, Any] = json.loads(file.read(length))
         metadata = header.pop("__metadata__", {})
-        end = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
-        if end != path.stat().st_size:
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata holds values that are no texts")
+        ends = [_end(tensor) for tensor in header.values()]
+        if 8 + length + max(ends, default=0) != size:
             raise ValueError("the file is cut off")
+    except RecursionError:
+        raise ConfigError(f"{path} is no complete safetensors file: its header is nested too deep") from None
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is no complete safetensors file: {error}") from None
+        raise ConfigError(f"{path} is no complete safetensors file: {error!s:.200}") from None
     return header, metadata
+
+
+def _end(tensor: Any) -> int:
+    """Return where a tensor ends; raises ValueError and the like where its description is none."""
+    start, end = tensor["data_offsets"]
+    shape = tensor["shape"]
+    numbers = [start, end, *shape]
+    if not (isinstance(shape, list) and isinstance(tensor["dtype"], str)):
+        raise ValueError("a tensor has no shape or type")
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers) or start > end:
+        raise ValueError("a tensor has a place or shape that cannot be")
+    return int(end)
 
 
 def _told(metadata: Mapping[str, str], place: str, notes: list[str]) -> Iterator[Fact]:
@@ -85,10 +110,10 @@ def _told(metadata: Mapping[str, str], place: str, notes: list[str]) -> Iterator
 
 
 def _data(metadata: Mapping[str, str], place: str, notes: list[str]) -> Iterator[Fact]:
-    datasets = _json(metadata.get("ss_datasets")) or []
+    datasets = tables(_json(metadata.get("ss_datasets")))
     if datasets:
         first = datasets[0]
-        subsets = [s for s in first.get("subsets", []) if not s.get("is_reg")]
+        subsets = [s for s in tables(first.get("subsets")) if not s.get("is_reg")]
         values = {name: first.get(name) for name in _DATASET} | {"train_batch_size": first.get("batch_size_per_device")}
         for name in _SUBSET:
             given = {json.dumps(s.get(name)) for s in subsets}
@@ -97,14 +122,18 @@ def _data(metadata: Mapping[str, str], place: str, notes: list[str]) -> Iterator
             elif given:
                 notes.append(f"{place}: subsets differ in {name}; left out")
         yield from typed(values, Source.METADATA, place, notes)
-    folders = _json(metadata.get("ss_dataset_dirs")) or {}
-    if folders:
+    folders = _json(metadata.get("ss_dataset_dirs"))
+    if isinstance(folders, dict) and folders:
         name = "+".join(re.sub(r"^\d+_", "", folder) for folder in sorted(folders))
         yield Fact("dataset", name, Source.METADATA, place)
-        images = sum(int(f.get("img_count", 0)) for f in folders.values())
-        yield Fact("num_images", images, Source.METADATA, place)
-        repeats = {int(f.get("n_repeats", 1)) for f in folders.values()}
-        if len(repeats) == 1 and not datasets:
+        images = [whole_number(f.get("img_count", 0)) for f in folders.values() if isinstance(f, dict)]
+        total = whole_number(sum(n for n in images if n is not None))
+        if len(images) == len(folders) and None not in images and total is not None:
+            yield Fact("num_images", total, Source.METADATA, place)
+        else:
+            notes.append(f"{place}: ss_dataset_dirs does not say how many pictures there were; left out")
+        repeats = {whole_number(f.get("n_repeats", 1)) for f in folders.values() if isinstance(f, dict)}
+        if len(repeats) == 1 and None not in repeats and not datasets:
             yield Fact("num_repeats", repeats.pop(), Source.METADATA, place)
 
 
@@ -115,6 +144,9 @@ def _inferred(tensors: Mapping[str, Any], path: Path, notes: list[str]) -> Itera
     for name, tensor in tensors.items():
         if name.endswith(".lora_down.weight"):
             shape = tensor["shape"]
+            if not shape:
+                notes.append(f"{place}: {name:.100} has no rank; left out")
+                continue
             (kernels if len(shape) == 4 and shape[2:] != [1, 1] else linear).add(int(shape[0]))
             types.add(tensor["dtype"])
     for name, ranks in (("network_dim", linear), ("conv_dim", kernels)):
@@ -145,25 +177,32 @@ def _alphas(tensors: Mapping[str, Any], path: Path) -> set[float]:
             down = tensors.get(f"{name.removesuffix('.alpha')}.lora_down.weight")
             if not name.endswith(".alpha") or down is None or len(down["shape"]) == 4:
                 continue
-            file.seek(start + tensor["data_offsets"][0])
-            found.add(_number(file.read(tensor["data_offsets"][1] - tensor["data_offsets"][0]), tensor["dtype"]))
+            begin, end = tensor["data_offsets"]
+            code = _NUMBERS.get(tensor["dtype"])
+            if code is None or end - begin != struct.calcsize(code):
+                continue
+            file.seek(start + begin)
+            data = file.read(end - begin)
+            if tensor["dtype"] == "BF16":
+                data, code = b"\0\0" + data, "<f"
+            if math.isfinite(value := float(struct.unpack(code, data)[0])):
+                found.add(value)
     return found
 
 
-def _number(data: bytes, dtype: str) -> float:
-    if dtype == "BF16":
-        data, dtype = b"\0\0" + data, "F32"
-    return float(struct.unpack("<" + {"F16": "e", "F32": "f", "F64": "d"}[dtype], data)[0])
-
-
 def _broken(path: Path, tensors: Mapping[str, Any]) -> bool:
-    """Whether weights are no numbers: sd-scripts saves such files and ends with success."""
+    """Return whether weights are no numbers: sd-scripts saves such files and ends with success."""
     import torch
     from safetensors import safe_open
 
+    is_lora = any(part in name for name in tensors for part in _LORA)
     with safe_open(path, framework="pt") as file:
-        ups = (name for name in tensors if name.endswith(".lora_up.weight"))
-        return not all(bool(torch.isfinite(file.get_tensor(name)).all()) for name in ups)
+        for name, tensor in tensors.items() if is_lora else ():
+            if not tensor["dtype"].startswith(("F", "BF")) or tensor["dtype"] in _WITHOUT_NAN:
+                continue
+            if not bool(torch.isfinite(file.get_tensor(name).float()).all()):  # 8 bits know no isfinite
+                return True
+    return False
 
 
 def _name(path: Path, metadata: Mapping[str, str]) -> tuple[str, int | None]:
@@ -175,7 +214,7 @@ def _name(path: Path, metadata: Mapping[str, str]) -> tuple[str, int | None]:
     if match:
         return name, int(match.group(2))
     last = metadata.get("ss_epoch") or metadata.get("ss_num_epochs")
-    return name, int(last) if last and last.isdigit() else None
+    return name, whole_number(last)
 
 
 def _optimizer(text: str) -> dict[str, Any]:
@@ -188,12 +227,12 @@ def _optimizer(text: str) -> dict[str, Any]:
 def _json(text: str | None) -> Any:
     try:
         return json.loads(text) if text and text != "None" else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
 
 
 def _time(text: str | None) -> datetime | None:
     try:
         return datetime.fromtimestamp(float(text), UTC) if text else None
-    except ValueError:
+    except (ValueError, OverflowError, OSError):  # infinite, or of no calendar
         return None

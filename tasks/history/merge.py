@@ -110,9 +110,17 @@ def assemble(
             continue
         number = group.known.run.number if group.known else next(n for n in range(10**9) if n not in numbers)
         name = group.known.run.run_name if group.known else _free(group, names)
+        try:
+            run = _imported(group, name, number, options, now)
+        except (ValueError, TypeError, OverflowError) as error:
+            reason = " ".join(str(error).split())
+            notes.append(
+                f"{', '.join(f.place for f in group.found)}: run {name} cannot be kept: {reason:.200}; left out"
+            )
+            continue
         numbers.add(number)
         names.add(name)
-        done.append(_imported(group, name, number, options, now))
+        done.append(run)
     return done, notes
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from schema.errors import ConfigError
-from tasks.history.facts import EpochFound, Fact, Found, Source, typed
+from schema.errors import ConfigError, shown
+from tasks.history.facts import MOST, EpochFound, Fact, Found, Source, check_size, typed, whole_number
 
 _RUN = ("run_name", "run", "output_name", "name")
 _EPOCH = ("epoch_number", "epoch")
@@ -20,7 +20,8 @@ _SCORES = {
     "prompt": ("prompt_adherence_score", "prompt"),
 }  # fmt: skip
 _WORDS = ("observations", "words", "notes", "verdict", "overall_verdict")
-_FIELDS = ("base_model", "dataset", "model_type", "num_images", "best_epoch")
+_TEXTS, _NUMBERS = ("base_model", "dataset", "model_type"), ("num_images", "best_epoch")
+_FIELDS = (*_TEXTS, *_NUMBERS)
 
 
 def read_document(path: Path) -> Any:
@@ -31,9 +32,13 @@ def read_document(path: Path) -> Any:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        document = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        check_size(document)
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be read: it is nested too deep") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{path} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+    return document
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
@@ -81,22 +86,27 @@ def read_row(row: Mapping[str, Any], place: str) -> Found:
     run, notes = _first(row, _RUN), list[str]()
     if not run:
         raise ConfigError(f"{place}: it names no run: give a column run_name")
+    if isinstance(run, bool) or not isinstance(run, str | int | float):
+        raise ConfigError(f"{place}: the name of a run must be a text, but is {shown(run)}")
     epoch, quality = _first(row, _EPOCH), _quality(row, place)
     words = "; ".join(str(row[name]) for name in _WORDS if row.get(name)) or None
     scores = {name: _score(row, columns, place, 10) for name, columns in _SCORES.items()}
     parameters = {k: v for k, v in row.items() if k not in ("prompt", "style", "visual", *_FIELDS)}
     facts = [*typed(parameters, Source.STATED, place, notes)]
-    facts += [Fact(name, row[name], Source.STATED, place) for name in _FIELDS if row.get(name) not in (None, "")]
+    facts += [
+        Fact(name, _field(name, row[name], place), Source.STATED, place)
+        for name in _FIELDS
+        if row.get(name) not in (None, "")
+    ]
     if epoch is None:
         if words:
             facts.append(Fact("notes", words, Source.STATED, place))
         if quality is not None:
             facts.append(Fact("quality", quality, Source.STATED, place))
         return Found(place, str(run), tuple(facts), notes=tuple(notes))
-    try:
-        number = int(epoch)
-    except ValueError:
-        raise ConfigError(f"{place}: epoch must be a number, but is {epoch!r}") from None
+    number = whole_number(epoch)
+    if number is None:
+        raise ConfigError(f"{place}: epoch must be a number from 0 to {MOST}, but is {shown(epoch)}")
     found = EpochFound(
         number, visual=scores["visual"], style=scores["style"], prompt=scores["prompt"], quality=quality, words=words
     )
@@ -114,11 +124,27 @@ def _score(row: Mapping[str, Any], columns: Sequence[str], place: str, most: flo
         return None
     try:
         value = float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = -1
     if not 0 <= value <= most:
-        raise ConfigError(f"{place}: {columns[0]} must lie in 0-{most:g}, but is {text!r}")
+        raise ConfigError(f"{place}: {columns[0]} must lie in 0-{most:g}, but is {shown(text)}")
     return value
+
+
+def _field(name: str, value: Any, place: str) -> str | int:
+    """Return a field of a run in its own type.
+
+    Raises:
+        ConfigError: it is of another.
+    """
+    if name in _TEXTS:
+        if isinstance(value, str):
+            return value
+        raise ConfigError(f"{place}: {name} must be a text, but is {shown(value)}")
+    number = whole_number(value)
+    if number is None:
+        raise ConfigError(f"{place}: {name} must be a number from 0 to {MOST}, but is {shown(value)}")
+    return number
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -2,47 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import SecretStr
+from safetensors import SafetensorError
 
-from schema.errors import ConfigError
+from schema.errors import ConfigError, PixelloopError
 from tasks.history.configs import is_gui_form, read_config, read_gui_form
 from tasks.history.database import read_postgres, read_supabase
 from tasks.history.events import read_events
-from tasks.history.facts import Found
+from tasks.history.facts import MOST_TEXT, Found
 from tasks.history.lora import read_lora
 from tasks.history.observations import read_csv, read_document, read_rows, rows_of
 
 _ENDINGS = (".safetensors", ".toml", ".json", ".csv", ".yaml", ".yml")
 _EVENTS = "events.out.tfevents"
+_MOST_EVENTS = 512 * 2**20  # bytes: with pictures in it an event file grows large, but it is read whole
+_ODD = (
+    ValueError, TypeError, KeyError, AttributeError, ArithmeticError, IndexError, NotImplementedError, RecursionError,
+    MemoryError, RuntimeError, OSError, struct.error, SafetensorError,
+)  # fmt: skip
+"""What readers of foreign data raise where it has another shape than they know."""
 
 
 def read_all(places: Sequence[str], key: SecretStr | None) -> tuple[list[Found], list[str]]:
-    """What all places tell, and a sentence for each file in a folder that cannot be read.
+    """Return what all places tell, and a sentence for each file that cannot be read.
 
     Args:
         places: files, folders, and addresses of databases (postgresql://...) or Supabase projects (https://...).
         key: secret key of the projects.
 
     Raises:
-        ConfigError: a place that was named cannot be read, or there is nothing to read.
+        ConfigError: a place does not exist, a database cannot be read, or there is nothing to read.
     """
     found, notes = list[Found](), list[str]()
     for place in places:
         if "://" in place:
-            found += _database(place, key)
+            found += _guarded(place.rpartition("@")[2], functools.partial(_database, place, key))
             continue
         path = Path(place).expanduser()
-        if not path.is_dir():
-            found += _file(path)
-            continue
-        for file in _inside(path):
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist: check the path")
+        for file in _inside(path) if path.is_dir() else [path]:
             try:
-                found += _file(file)
+                found += _guarded(str(file), functools.partial(_file, file))
             except ConfigError as error:
                 notes.append(f"{error}; left out")
     if not found:
@@ -66,9 +74,33 @@ def _database(address: str, key: SecretStr | None) -> list[Found]:
     return read_supabase(address, key)
 
 
+def _guarded(place: str, read: Callable[[], Iterable[Found]]) -> list[Found]:
+    """Read a place: whatever is odd about it, the others still count.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return list(read())
+    except PixelloopError:
+        raise
+    except _ODD as error:
+        reason = " ".join(str(error).split()) or "its shape is not known"
+        raise ConfigError(f"{place} could not be read: {type(error).__name__}: {reason:.200}") from None
+
+
+def _check_file(path: Path) -> None:
+    """Raise ConfigError unless a file ends, and fits in memory."""
+    if not path.is_file():
+        raise ConfigError(f"{path} is no regular file")
+    is_lora = path.suffix.lower() == ".safetensors"
+    most = _MOST_EVENTS if path.name.startswith(_EVENTS) else MOST_TEXT
+    if not is_lora and (size := path.stat().st_size) > most:
+        raise ConfigError(f"{path} has {size // 2**20} MiB, at most {most // 2**20} can be imported")
+
+
 def _file(path: Path) -> Iterator[Found]:
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist: check the path")
+    _check_file(path)
     # Only the last resort for runs that tell no time: it is marked as inferred.
     at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     for found in _read(path):

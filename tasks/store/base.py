@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from schema.base import Frozen
-from schema.errors import ConfigError
+from schema.errors import ConfigError, NotFoundError, NumberTakenError
 from schema.findings import Analysis, Hypothesis, ParameterEffect, Principle, RefusedProposal
 from schema.parameters import ParameterValue, parse_value
 from schema.runs import Artifact, EpochResult, HumanRating, PictureVote, RunHistory, TrainingRun
@@ -73,6 +73,9 @@ class Store(Protocol):
 
     def save_run(self, run: TrainingRun) -> None:
         """Insert or replace a run."""
+
+    def add_run(self, run: TrainingRun) -> None:
+        """Insert a run whose number must be free in its campaign; NumberTakenError where another run has it."""
 
     def save_epoch(self, epoch: EpochResult) -> None:
         """Insert or replace an epoch of a run that is in the store."""
@@ -145,3 +148,17 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of connections."""
+
+
+def refuse_taken(store: Store, run: TrainingRun) -> None:
+    """Check that no other run of the campaign has this run's number.
+
+    Raises:
+        NumberTakenError: another one has it.
+    """
+    try:
+        other = store.run(run.campaign, run.number)
+    except NotFoundError:
+        return
+    if other.uid != run.uid:
+        raise NumberTakenError(f"campaign {run.campaign} has a run {run.number} of another home already")

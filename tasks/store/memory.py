@@ -13,7 +13,7 @@ from schema.errors import NotFoundError
 from schema.findings import Analysis, Hypothesis, ParameterEffect, Principle, RefusedProposal
 from schema.runs import Artifact, EpochResult, HumanRating, PictureVote, RunHistory, TrainingRun
 from schema.states import HypothesisState
-from tasks.store.base import CampaignRecord, Condition, EpochColours
+from tasks.store.base import CampaignRecord, Condition, EpochColours, refuse_taken
 from tasks.store.tables import clean
 
 Record = TypeVar("Record", TrainingRun, EpochResult)
@@ -73,6 +73,16 @@ class MemoryStore:
         """Insert or replace a run."""
         with self._lock:
             self._runs[run.uid] = _cleaned(run)
+
+    def add_run(self, run: TrainingRun) -> None:
+        """Insert a run whose number must be free in its campaign.
+
+        Raises:
+            NumberTakenError: another run of the campaign has this number.
+        """
+        with self._lock:
+            refuse_taken(self, run)
+            self.save_run(run)
 
     def save_epoch(self, epoch: EpochResult) -> None:
         """Insert or replace an epoch of a run that is in the store.

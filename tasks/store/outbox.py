@@ -1,29 +1,27 @@
 """A store that goes on where the database does not: rows wait on disk and are sent later, in order, once.
 
-Each save is a letter: a line in ``waiting.jsonl`` until the database has taken it. All saves are upserts, so one that
-was taken just before a kill may be sent again. A letter that can never be taken is set aside in ``refused.jsonl``
-with the reason. What is read comes from the database, or from a copy in memory while that is away; the copy is made
-before the first save, so that only those who save pay for it.
+Each save is a line in ``waiting.jsonl`` until the database has taken it. All saves are upserts, so one that was taken
+just before a kill may be sent again. A row that can never be taken is set aside in ``refused.jsonl`` with the reason.
+Reads come from the database, or from a copy in memory while it is away. The copy is made before the first save, so
+that only those who save pay for it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
+import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from schema.errors import NotFoundError, StoreError, StoreUnavailableError
+from schema.errors import NotFoundError, NumberTakenError, RowRefusedError, StoreError, StoreUnavailableError
 from schema.findings import Analysis, Hypothesis, ParameterEffect, Principle, RefusedProposal
 from schema.runs import Artifact, EpochResult, HumanRating, PictureVote, RunHistory, TrainingRun
 from tasks.store.base import CampaignRecord, Condition, EpochColours, Store
 from tasks.store.memory import MemoryStore
+from tasks.store.spool import RefusedRow, Save, Spool, parse_row, readable, refused_rows, saving, why
 
 Answer = TypeVar("Answer")
 _RETRY = 5.0  # seconds between looks whether the database is back
@@ -33,9 +31,9 @@ class OutboxStore:
     """Implements `tasks.store.base.Store` before another one. Several processes may share the folder."""
 
     def __init__(self, store: Store, folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Args: folder: where letters wait; tell: is given a sentence when the database goes or comes back."""
-        self._store, self._folder, self._tell = store, folder, tell
-        self._waiting, self._refused = folder / "waiting.jsonl", folder / "refused.jsonl"
+        """Args: folder: where rows wait; tell: is given a sentence when the database goes or comes back."""
+        self._store, self._tell = store, tell
+        self._spool = Spool(folder)
         self._lock = threading.RLock()
         self._looked, self._away = 0.0, False
         self._memory: MemoryStore | None = None
@@ -49,30 +47,43 @@ class OutboxStore:
 
     @property
     def waiting(self) -> int:
-        """Letters that wait."""
-        return len(_lines(self._waiting))
+        """Count the rows that wait."""
+        return len(self._spool.lines())
 
-    def refused(self) -> list[dict[str, Any]]:
-        """Letters that were set aside: what was to be saved, and the reason why it could not be."""
-        return [json.loads(line) for line in _lines(self._refused)]
+    def refused(self) -> list[RefusedRow]:
+        """Return the rows that were set aside, with the reasons."""
+        return refused_rows(self._spool.folder)
 
     def flush(self) -> bool:
         """Send what waits, in order; True if nothing waits any more."""
-        with self._lock, self._one_process():
+        with self._lock, self._spool.lock():
             self._looked = time.monotonic()
-            letters = _lines(self._waiting)
-            for sent, letter in enumerate(letters):
+            lines = self._spool.lines()
+            for sent, line in enumerate(lines):
                 try:
-                    self._send(json.loads(letter))
+                    self._send_line(line)
                 except StoreUnavailableError as error:
-                    _write(self._waiting, letters[sent:])
+                    self._spool.replace(lines[sent:])
                     self._is_away(error)
                     return False
-            _write(self._waiting, [])
-            if letters and self._away:
-                self._tell(f"the database is back: {len(letters)} rows that waited are in it")
+            if lines:
+                self._spool.replace([])
+            if lines and self._away:
+                self._tell(f"the database is back: {len(lines)} rows that waited are in it")
             self._away = False
             return True
+
+    def retry(self) -> int:
+        """Send the rows that were set aside once more; how many were sent. Those refused again are set aside again."""
+        with self._lock, self._spool.lock():
+            rows = self._spool.take_refused()
+        self.flush()
+        return len(rows)
+
+    def drop_refused(self) -> int:
+        """Stop counting the rows that were set aside; they stay in ``dropped.jsonl``. Return how many there were."""
+        with self._lock, self._spool.lock():
+            return self._spool.drop_refused()
 
     def save_campaign(self, name: str, settings: dict[str, Any], status: str, end_reason: str | None = None) -> None:
         """Insert or replace a campaign."""
@@ -83,6 +94,20 @@ class OutboxStore:
         """Insert or replace a run."""
         self._copy.save_run(run)
         self._post("run", run.model_dump(mode="json"))
+
+    def add_run(self, run: TrainingRun) -> None:
+        """Insert a run whose number must be free in its campaign.
+
+        Raises:
+            NumberTakenError: another run of the campaign has this number.
+            RowRefusedError: the database refuses the row for another reason.
+        """
+        self._copy.add_run(run)
+        try:
+            self._post("run", run.model_dump(mode="json"), lambda store: store.add_run(run))
+        except NumberTakenError:
+            self._memory = None  # made again from the database, where another run has the number
+            raise
 
     def save_epoch(self, epoch: EpochResult) -> None:
         """Insert or replace an epoch of a run that is in the store.
@@ -209,18 +234,23 @@ class OutboxStore:
         """Files of a run, by epoch and path."""
         return self._read(lambda store: store.artifacts(run_uid))
 
-    def _post(self, kind: str, data: dict[str, Any]) -> None:
-        letter = {"kind": kind, "data": data}
+    def _post(self, kind: str, data: dict[str, Any], save: Save | None = None) -> None:
+        """Save a row now, or let it wait.
+
+        Raises:
+            RowRefusedError: the database refuses a run, without which all else of it would be refused as well.
+        """
+        row = {"kind": kind, "data": data}
         with self._lock:
             if self._reachable():
                 try:
-                    self._send(letter)
+                    self._send(row, save or saving(row))
                 except StoreUnavailableError as error:
                     self._is_away(error)
                 else:
                     return
-            with self._one_process():
-                _append(self._waiting, letter)
+            with self._spool.lock():
+                self._spool.append(row)
 
     def _read(self, ask: Callable[[Store], Answer]) -> Answer:
         with self._lock:
@@ -242,22 +272,45 @@ class OutboxStore:
 
     def _reachable(self) -> bool:
         """Whether it is worth to ask: everything that waited must be in the database before anything else."""
-        if not self._away and not _lines(self._waiting):
+        if not self._away and not self._spool.lines():
             return True
         return time.monotonic() - self._looked > _RETRY and self.flush()
 
-    def _send(self, letter: dict[str, Any]) -> None:
+    def _send_line(self, line: bytes) -> None:
+        """Send a line that has waited; what cannot be stored is set aside, so that the lines behind it go on."""
+        rows, unreadable = readable(line)
+        for part in unreadable:
+            self._set_aside(part, "this line cannot be read: it is torn or no JSON")
+        for part in rows:
+            try:
+                row, save = parse_row(part)
+            except StoreError as error:
+                self._set_aside(part, str(error))
+                continue
+            with contextlib.suppress(RowRefusedError):  # who saves this run next is refused as well, and stops
+                self._send(row, save)
+
+    def _send(self, row: dict[str, Any], save: Save) -> None:
         try:
-            _SAVE[letter["kind"]](self._store, letter["data"])
-        except StoreUnavailableError:
+            save(self._store)
+        except (StoreUnavailableError, NumberTakenError):
             raise
-        except (StoreError, NotFoundError) as error:
-            _append(self._refused, letter | {"reason": str(error)})
-            self._tell(f"the database refuses a row, which is set aside in {self._refused}: {error}")
+        except (StoreError, NotFoundError, ValueError, TypeError) as error:
+            self._set_aside(row, why(error))
+            if row["kind"] == "run":
+                raise RowRefusedError(
+                    f"the database refuses run {row['data'].get('run_name')}, so its results could not be kept: "
+                    f"{why(error)}; the row is in {self._spool.refused}"
+                ) from None
+
+    def _set_aside(self, row: bytes | dict[str, Any], reason: str) -> None:
+        with self._spool.lock():
+            self._spool.set_aside(row, reason)
+        self._tell(f"a row cannot be stored and is set aside in {self._spool.refused}: {reason}")
 
     def _is_away(self, error: StoreUnavailableError) -> None:
         if not self._away:
-            self._tell(f"{error}; the campaign goes on, rows wait in {self._waiting}")
+            self._tell(f"{error}; the campaign goes on, rows wait in {self._spool.waiting}")
         self._away = True
 
     @property
@@ -284,50 +337,8 @@ class OutboxStore:
                 copy.save_analysis(analysis)
         for principle in self._store.principles():
             copy.save_principle(principle)
-        for letter in map(json.loads, _lines(self._waiting)):
-            _SAVE[letter["kind"]](copy, letter["data"])
+        for line in self._spool.lines():
+            for part in readable(line)[0]:
+                with contextlib.suppress(StoreError, NotFoundError):  # set aside when it is sent
+                    parse_row(part)[1](copy)
         return copy
-
-    @contextmanager
-    def _one_process(self) -> Iterator[None]:
-        """Between processes; the lock between threads is held already."""
-        with (self._folder / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-
-_SAVE: dict[str, Callable[[Store, dict[str, Any]], None]] = {
-    "campaign": lambda store, data: store.save_campaign(**data),
-    "run": lambda store, data: store.save_run(TrainingRun.model_validate(data)),
-    "epoch": lambda store, data: store.save_epoch(EpochResult.model_validate(data)),
-    "refusal": lambda store, data: store.save_refusal(RefusedProposal.model_validate(data)),
-    "hypotheses": lambda store, data: store.save_hypotheses([Hypothesis.model_validate(h) for h in data["hypotheses"]]),
-    "analysis": lambda store, data: store.save_analysis(Analysis.model_validate(data)),
-    "principle": lambda store, data: store.save_principle(Principle.model_validate(data)),
-    "effects": lambda store, data: store.save_parameter_analysis(
-        uuid.UUID(data["run_uid"]), [ParameterEffect.model_validate(e) for e in data["effects"]]
-    ),
-    "vote": lambda store, data: store.save_vote(PictureVote.model_validate(data)),
-    "rating": lambda store, data: store.save_rating(HumanRating.model_validate(data)),
-    "artifact": lambda store, data: store.save_artifact(Artifact.model_validate(data)),
-}
-
-
-def _lines(path: Path) -> list[str]:
-    """Whole lines; one that a kill has torn was never promised to be kept."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
-
-
-def _append(path: Path, letter: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(letter) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write(path: Path, lines: list[str]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    part.replace(path)

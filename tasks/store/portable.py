@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,22 @@ TABLES = (
 
 _HEAD = {"pixelloop": "export", "version": 1}
 _MOST = 1_000_000  # bytes of one request: hosted projects take no large ones
+_SHOWN = 5  # numbers in a message: a campaign may have thousands
+_NAMES = {
+    "campaigns": "name", "training_runs": "campaign", "refused_proposals": "campaign", "hypotheses": "campaign",
+    "analyses": "campaign", "test_prompts": "campaign",
+}  # fmt: skip
+"""The column of each table that names the campaign of a row."""
+
 _LINKS = {"training_runs": "parent_run_uid"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a file, and its table."""
+
+    table: str
+    row: Row
 
 
 def export(tables: Tables, file: Path, campaign: str | None = None) -> dict[str, int]:
@@ -52,21 +70,22 @@ def export(tables: Tables, file: Path, campaign: str | None = None) -> dict[str,
     return counts
 
 
-def restore(tables: Tables, file: Path) -> dict[str, int]:
-    """Put all rows of a file into a database; rows that are there already are replaced.
+def restore(tables: Tables, rows: Sequence[Entry]) -> dict[str, int]:
+    """Put rows of `read_export` into a database; rows that are there already are replaced.
 
     Returns:
         Number of rows by table.
 
     Raises:
-        ConfigError: no file of `export`.
-        StoreError: the database refuses a row.
+        ConfigError: a run has the number of another run in the database, so nothing was written.
+        StoreError: the database refuses a row; those before it are in.
     """
+    _refuse_taken(tables, rows)
     counts = dict.fromkeys(TABLES, 0)
     later: list[Row] = []
-    for table, entries in groupby(_entries(file), key=lambda entry: str(entry["table"])):
+    for table, entries in groupby(rows, key=lambda entry: entry.table):
         link = _LINKS.get(table)
-        for batch in _batches(entry["row"] for entry in entries):
+        for batch in _batches(entry.row for entry in entries):
             if link is not None:  # a row may refer to one that comes after it
                 later += (row for row in batch if row.get(link))
             unlinked = [row | {link: None} for row in batch] if link is not None else batch
@@ -78,18 +97,73 @@ def restore(tables: Tables, file: Path) -> dict[str, int]:
     return counts
 
 
-def _entries(file: Path) -> Iterator[dict[str, Any]]:
+def read_export(file: Path) -> list[Entry]:
+    """Read all rows of a file of `export`.
+
+    Raises:
+        ConfigError: it is no such file, or not a whole one.
+    """
     try:
         data = file.read_bytes()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
         entries = [json.loads(line) for line in text.split("\n") if line]
     except FileNotFoundError:
         raise ConfigError(f"{file} does not exist: check the path") from None
-    except (OSError, EOFError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
-    if not entries or entries[0] != _HEAD or any(e.get("table") not in TABLES for e in entries[1:]):
+    except RecursionError:
+        raise ConfigError(f"{file} cannot be read: a row is nested too deep") from None
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ConfigError(f"{file} cannot be read: {error!s:.300}") from None
+    if not entries or entries[0] != _HEAD:
         raise ConfigError(f"{file} was not written by 'pixelloop db export'")
-    yield from entries[1:]
+    return [_entry(entry, f"{file} line {number}") for number, entry in enumerate(entries[1:], 2)]
+
+
+def renamed(rows: Sequence[Entry], name: str, file: Path) -> list[Entry]:
+    """Return the rows with another name for their one campaign.
+
+    Raises:
+        ConfigError: the rows belong to several campaigns, or the name is none.
+    """
+    names = {str(row.row[column]) for row in rows if (column := _NAMES.get(row.table)) and row.row.get(column)}
+    if len(names) != 1:
+        raise ConfigError(f"{file} holds {len(names)} campaigns: export one with --campaign to give it another name")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ConfigError(f"{name!r:.100} is no name for a campaign: take letters, digits, - and _")
+    return [
+        Entry(row.table, row.row | {column: name}) if (column := _NAMES.get(row.table)) and row.row.get(column) else row
+        for row in rows
+    ]
+
+
+def _entry(entry: Any, where: str) -> Entry:
+    table, row = (entry.get("table"), entry.get("row")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(table, str) or table not in TABLES or not isinstance(row, dict) or not row:
+        raise ConfigError(f"{where} was not written by 'pixelloop db export': it holds no row of a table")
+    if not isinstance(row.get("campaign", ""), str | None) or not isinstance(row.get("number", 0), int | None):
+        raise ConfigError(f"{where} was not written by 'pixelloop db export': its campaign or number is none")
+    return Entry(table, row)
+
+
+def _refuse_taken(tables: Tables, rows: Sequence[Entry]) -> None:
+    """Check that no run gets a number that another run has, before anything is written."""
+    runs = [row.row for row in rows if row.table == "training_runs"]
+    if not runs:
+        return
+    known = tables.select("training_runs", ("uid", "campaign", "number"), {}, ("uid",))
+    taken = {(row["campaign"], row["number"]): str(row["uid"]) for row in known if row["number"] is not None}
+    clashes: dict[str, list[int]] = {}
+    for run in runs:
+        campaign, number, uid = run.get("campaign"), run.get("number"), str(run.get("uid"))
+        if campaign is None or number is None:  # a row of the user's own table
+            continue
+        if taken.setdefault((campaign, number), uid) != uid:
+            clashes.setdefault(campaign, []).append(number)
+    for name, numbers in clashes.items():
+        shown = ", ".join(map(str, sorted(numbers)[:_SHOWN])) + (", ..." if len(numbers) > _SHOWN else "")
+        raise ConfigError(
+            f"campaign {name} has other runs of the numbers {shown} already, so nothing was taken over: import "
+            f"into another home, or export with --campaign {name} and import with --as NAME"
+        )
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

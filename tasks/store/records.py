@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from schema.errors import NotFoundError
+from schema.errors import NotFoundError, StoreError, StoreUnavailableError
 from schema.findings import Analysis, Hypothesis, ParameterEffect, Principle, RefusedProposal
 from schema.runs import Artifact, EpochResult, HumanRating, PictureVote, RunHistory, TrainingRun
-from tasks.store.base import CampaignRecord, Condition, EpochColours
+from tasks.store.base import CampaignRecord, Condition, EpochColours, refuse_taken
 from tasks.store.known import EPOCH, RUN, KnownHistory, by_start, ours
 from tasks.store.rows import Record, records, row_of
 from tasks.store.tables import Tables, clean
@@ -44,6 +44,20 @@ class RecordStore:
         if run.notes is None:  # a person may have written some into the table
             del row["notes"]
         self.tables.upsert("training_runs", row, ("uid",))
+
+    def add_run(self, run: TrainingRun) -> None:
+        """Insert a run whose number must be free in its campaign.
+
+        Raises:
+            NumberTakenError: another run of the campaign has this number.
+        """
+        try:
+            self.save_run(run)
+        except StoreUnavailableError:
+            raise
+        except StoreError:
+            refuse_taken(self, run)
+            raise
 
     def save_epoch(self, epoch: EpochResult) -> None:
         """Insert or replace an epoch; its run must be in the store.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
 from postgrest import APIError
+from postgrest.types import CountMethod
 from pydantic import SecretStr
 from supabase import Client, ClientOptions, SupabaseException, create_client
 
@@ -16,7 +17,7 @@ from schema.errors import NotFoundError, StoreError, StoreUnavailableError
 from tasks.store.records import RecordStore
 from tasks.store.tables import Row
 
-_PAGE = 1000  # the Data API gives no more rows at once, and does not say so
+_PAGE = 1000  # rows asked for at once; a project's Max rows may give fewer, and does not say so
 _TRIES = 4
 _TIMEOUT = 30.0
 AWAY = {429, 502, 503, 504, 520}
@@ -63,41 +64,50 @@ class SupabaseTables:
         self._send(query)
 
     def select(self, table: str, columns: Sequence[str], equal: Mapping[str, Any], order: Sequence[str]) -> list[Row]:
-        """Rows of a table or view whose columns equal the given values, in order."""
-        found: list[Row] = []
-        while True:
-            query = self._open().table(table).select(",".join(columns))
+        """Return the rows of a table or view whose columns equal the given values, in order."""
+
+        def query() -> Any:
+            asked = self._open().table(table).select(",".join(columns), count=CountMethod.exact)
             for name, value in equal.items():
-                query = query.eq(name, value)
+                asked = asked.eq(name, value)
             for name in order:
-                query = query.order(name)
-            page = self._send(query.range(len(found), len(found) + _PAGE - 1))
-            found += page
-            if len(page) < _PAGE:
-                return found
+                asked = asked.order(name)
+            return asked
+
+        return self._pages(query)
 
     def call(self, function: str, arguments: Mapping[str, Any], columns: Sequence[str] = ()) -> list[Row]:
-        """What a function of the database answers."""
+        """Return what a function of the database answers."""
+        if not columns:
+            self._send(self._open().rpc(function, dict(arguments)))
+            return []
+
+        def query() -> Any:
+            asked = self._open().rpc(function, dict(arguments), count=CountMethod.exact).select(",".join(columns))
+            # The other functions order their rows themselves, in the same way on every database.
+            return asked.order("uid") if "uid" in columns else asked
+
+        return self._pages(query)
+
+    def _pages(self, query: Callable[[], Any]) -> list[Row]:
+        """Return all rows of a query. A page may be short for no other reason than the project's Max rows."""
         found: list[Row] = []
         while True:
-            query = self._open().rpc(function, dict(arguments))
-            if not columns:
-                self._send(query)
-                return []
-            page = self._send(query.select(",".join(columns)).range(len(found), len(found) + _PAGE - 1))
+            page, total = self._send(query().range(len(found), len(found) + _PAGE - 1))
             found += page
-            if len(page) < _PAGE:
+            if not page or (total is not None and len(found) >= total):
                 return found
 
-    def _send(self, query: Any) -> list[Row]:
+    def _send(self, query: Any) -> tuple[list[Row], int | None]:
+        """Return a page, and the number of rows of all pages where the service tells it."""
         try:
-            rows: list[Row] = query.execute().data or []
+            answer = query.execute()
         except APIError as error:
             raise _told(error) from None
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
             raise StoreUnavailableError(f"Supabase cannot be reached at {self._url}: {reason}") from None
-        return rows
+        return answer.data or [], answer.count
 
     def _open(self) -> Client:
         if self._client is None:

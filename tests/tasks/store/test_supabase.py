@@ -9,6 +9,8 @@ import pytest
 from pydantic import SecretStr
 
 from schema.errors import StoreError, StoreUnavailableError
+from tasks.history.database import read_supabase
+from tasks.store.base import Condition
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
 from tasks.store.supabase import SupabaseStore
@@ -49,17 +51,45 @@ class TestSupabaseStore(StoreContract):
         store.close()
 
 
-def test_more_rows_than_a_page_come_all(empty: Project) -> None:
-    with psycopg.connect(empty.database_url) as connection:
+def fill(database_url: str, runs: int) -> None:
+    with psycopg.connect(database_url) as connection:
         connection.execute(
             """insert into training_runs (campaign, number, run_name, base_model, dataset, all_parameters, started_at,
                                           status)
                select 'big', n, 'big-' || n, 'base', 'data', jsonb_build_object('network_dim', n), now(), 'running'
-               from generate_series(1, 2345) n"""
+               from generate_series(1, %s) n""",
+            [runs],
         )
+
+
+def test_more_rows_than_a_page_come_all(empty: Project) -> None:
+    fill(empty.database_url, 2345)
     store = store_of(empty)
     assert sorted(run.number for run in store.runs("big")) == list(range(1, 2346))
     store.close()
+
+
+@pytest.mark.parametrize(("max_rows", "runs"), [(100, 250), (100, 200), (7, 100)])
+def test_all_rows_come_whatever_the_projects_max_rows(postgres_url: str, max_rows: int, runs: int) -> None:
+    fill(postgres_url, runs)
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute(
+            """insert into epoch_results (run_uid, epoch_number, quantitative_metrics, created_at)
+               select uid, e, '{}', now() from training_runs, generate_series(1, 2) e"""
+        )
+    numbers = list(range(1, runs + 1))
+    with project(postgres_url, max_rows) as served:
+        store = store_of(served)
+        assert sorted(run.number for run in store.runs("big")) == numbers
+        history = store.history()
+        assert sorted(h.run.number for h in history) == numbers
+        assert {len(h.epochs) for h in history} == {2}
+        above = store.find_runs([Condition.parse("network_dim > 0")])
+        assert sorted(run.number for run in above) == numbers
+        exported = store.tables.call("export_rows", {"of_table": "training_runs", "of_campaign": None}, ("key", "data"))
+        assert len({row["key"] for row in exported}) == len(exported) == runs
+        assert len([f for f in read_supabase(served.url, SecretStr(SECRET_KEY)) if f.run]) == 0  # all are ours
+        store.close()
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
