@@ -22,7 +22,7 @@ from flows.cli_principles import principles
 from flows.cli_queue import queue
 from flows.cli_store import db, import_, log
 from flows.cli_test import paired_test
-from flows.cli_up import down, up
+from flows.cli_up import down, login, up
 from schema.errors import PixelloopError
 
 app = typer.Typer(
@@ -248,6 +248,7 @@ def compare(
 
 
 app.command()(up)
+app.command()(login)
 app.command()(down)
 app.command()(measure)
 app.command()(retest)
@@ -265,10 +266,13 @@ app.command()(ab)
 
 def main() -> NoReturn:
     """Entry point: errors of ours and of the disk are one sentence and exit code 2, Ctrl-C is 130."""
-    from flows.server import quiet_libraries
+    from flows.interrupt import end_in_order
+    from flows.prefect_environment import isolate, quiet_libraries
 
-    quiet_libraries(Path.home() / ".prefect")
+    end_in_order()
     try:
+        isolate()
+        quiet_libraries(Path.home() / ".prefect")
         app()
     except PixelloopError as error:
         err.print(f"[red]pixelloop:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
