@@ -288,6 +288,9 @@ def main() -> NoReturn:
 
 def _run_campaign(campaign_file: Path, home: Path, trials: int | None) -> None:
     """Start everything a campaign needs, run it, and say where the results are."""
+    from flows.server import check_start
+
+    check_start()  # before the seconds that the imports take
     from flows.wiring import read_campaign
     from schema.settings import Settings
     from tasks.gpus import pick_device

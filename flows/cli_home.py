@@ -61,11 +61,12 @@ def served_home(home: Path, console: Console, go_on: Sequence[object]) -> Iterat
         go_on: words of the command that goes on after an interruption.
     """
     from flows import interrupt, progress, wiring
-    from flows.server import prefect_server
+    from flows.server import check_start, prefect_server
     from flows.up import running
     from tasks.home import Home
 
     interrupt.listen()
+    check_start()
     own = os.environ.get("PREFECT_API_URL")
     up = running(Home.at(home))
     with progress.TerminalListener(console) as listener, wiring.session():

@@ -38,10 +38,12 @@ def up(
 
     Example: [bold]pixelloop up --home /data/pixelloop[/], then campaigns start in Prefect's UI
     """
+    from flows.server import check_start
     from flows.up import check_ports, running
     from tasks.home import Home
 
     place = Home.at(home)
+    check_start()
     _ = place.uid
     if running(place) is None:
         check_ports({"prefect": prefect_port, "dashboard": dashboard_port})

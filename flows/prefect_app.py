@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starlette.responses import HTMLResponse, PlainTextResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 
 from flows.prefect_login import LOGIN_PATH, redeem
 from flows.served import end_with_parent
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _GRACE = 10.0
 """Seconds until the server is ended that was asked to end."""
+
+_ICONS = {"/favicon.ico": "/v2/ico/favicon.ico", "/favicon-dark.ico": "/v2/ico/favicon-dark.ico"}
+"""Prefect's UI asks for its icons where they are not."""
 
 _STALE = "This link was used or has expired. Run 'pixelloop login' for a new one.\n"
 _PAGE = """<!doctype html>
@@ -53,6 +56,8 @@ class GuardedApp:
                 await PlainTextResponse(refusal, 403)(scope, receive, send)
         elif kind == "http" and scope["method"] == "GET" and scope["path"].startswith(LOGIN_PATH):
             await self._sign_in(scope["path"].removeprefix(LOGIN_PATH))(scope, receive, send)
+        elif kind == "http" and scope["path"] in _ICONS:
+            await RedirectResponse(_ICONS[scope["path"]])(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

@@ -66,8 +66,8 @@ def prefect_server(
         PixelloopError: our server does not answer, or died again and again; the message names its log.
     """
     quiet_libraries(folder)
+    check_start()
     if given := os.environ.get(API_URL):
-        check_own_server(given)
         yield given
         return
     ours = {PASSWORD: password(folder), "PREFECT_HOME": str(folder), "PREFECT_PROFILES_PATH": os.devnull}
@@ -75,7 +75,6 @@ def prefect_server(
         with variables({API_URL: joined, **ours}):
             yield joined
         return
-    WebGuard.from_environment("PREFECT_SERVER_UI_API_URL")  # a bad address is reported before anything starts
     server = _Server(folder, database_url, revive, port or _free_port(), report)
     try:
         server.start()
@@ -85,6 +84,17 @@ def prefect_server(
             yield server.url
     finally:
         server.end()
+
+
+def check_start() -> None:
+    """Check what the environment says of Prefect; takes seconds at most, so call it before anything is started.
+
+    Raises:
+        ConfigError: the server of PREFECT_API_URL does not answer or refuses our password; a public address is none.
+    """
+    if given := os.environ.get(API_URL):
+        check_own_server(given)
+    WebGuard.from_environment("PREFECT_SERVER_UI_API_URL")
 
 
 def running_server(folder: Path) -> str | None:

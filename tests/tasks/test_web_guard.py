@@ -70,8 +70,10 @@ def test_public_addresses_come_from_the_environment(monkeypatch: pytest.MonkeyPa
     assert WebGuard.from_environment("PREFECT_SERVER_UI_API_URL").public == own
 
 
-@pytest.mark.parametrize("address", ["night.example.org", "ftp://x", "https://", "https://a:b@c", "https://a:port", "*"])
+@pytest.mark.parametrize(
+    "address", ["night.example.org", "ftp://x", "https://", "https://a:b@c", "https://a:port", "*"]
+)
 def test_what_is_no_address_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("PIXELLOOP_PUBLIC_URLS", address)
-    with pytest.raises(ConfigError, match="PIXELLOOP_PUBLIC_URLS: .* is no address"):
+    with pytest.raises(ConfigError, match=r"PIXELLOOP_PUBLIC_URLS: .* is no address"):
         WebGuard.from_environment()
