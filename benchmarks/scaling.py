@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.loop import Night
-from flows.server import prefect_server, quiet_libraries
+from flows.prefect_environment import quiet_libraries
+from flows.server import prefect_server
 
 _EPOCHS = 2
 

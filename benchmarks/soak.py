@@ -41,7 +41,7 @@ _PATIENCE = 300.0  # seconds until a campaign that does not recover is given up
 _GRACE = 60.0  # seconds for processes to end after the campaign
 _WEIGHTS = {"trainer": 6, "forkserver": 3, "campaign": 4, "postgres": 3, "prefect": 3, "worker": 3}
 _MODULES = {
-    "tasks.training": "trainer", "flows.served": "prefect", "flows.workers": "worker", "flows.cli": "campaign",
+    "tasks.training": "trainer", "flows.prefect_app": "prefect", "flows.workers": "worker", "flows.cli": "campaign",
 }  # fmt: skip
 _CAMPAIGN = """
 [campaign]
@@ -204,7 +204,7 @@ def _kind(process: psutil.Process) -> str | None:
         return "trainer" if forked else "forkserver"
     modules = {
         "tasks.training": "trainer",
-        "flows.served": "prefect",
+        "flows.prefect_app": "prefect",
         "flows.workers": "worker",
         "flows.cli": "campaign",
     }

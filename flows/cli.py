@@ -32,7 +32,7 @@ from flows.cli_principles import principles
 from flows.cli_queue import queue
 from flows.cli_store import import_, log
 from flows.cli_test import paired_test
-from flows.cli_up import down, up
+from flows.cli_up import down, login, up
 from schema.errors import PixelloopError
 
 if TYPE_CHECKING:
@@ -297,6 +297,7 @@ def compare(
 
 
 app.command()(up)
+app.command()(login)
 app.command()(down)
 app.command()(measure)
 app.command()(retest)
@@ -314,10 +315,13 @@ app.command()(ab)
 
 def main() -> NoReturn:
     """Entry point: errors of ours and of the disk are one sentence and exit code 2, Ctrl-C is 130."""
-    from flows.server import quiet_libraries
+    from flows.interrupt import end_in_order
+    from flows.prefect_environment import isolate, quiet_libraries
 
-    quiet_libraries(Path.home() / ".prefect")
+    end_in_order()
     try:
+        isolate()
+        quiet_libraries(Path.home() / ".prefect")
         code = _ended(app)
         if note := refused_note():
             err.print(f"[red]pixelloop:[/] {escape(note)}", soft_wrap=True, highlight=False)
@@ -344,6 +348,9 @@ def _ended(command_line: Callable[[], object]) -> int | str | None:
 
 def _run_campaign(campaign_file: Path, home: Path, trials: int | None) -> None:
     """Start everything a campaign needs, run it, and say where the results are."""
+    from flows.server import check_start
+
+    check_start()  # before the seconds that the imports take
     from flows.wiring import read_campaign
     from schema.settings import Settings
     from tasks.gpus import pick_device

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from schema.errors import ConfigError, NotFoundError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from flows.progress import Listener
     from flows.wiring import Context, Services
     from schema.runs import RunHistory
     from tasks.claims import Claim
@@ -102,21 +103,27 @@ def served_home(home: Path, console: Console, go_on: Sequence[object]) -> Iterat
         go_on: words of the command that goes on after an interruption.
     """
     from flows import interrupt, progress, wiring
-    from flows.server import prefect_server
+    from flows.server import check_start, prefect_server
     from flows.up import running
     from tasks.home import Home
 
     _written.append(home)
     interrupt.listen()
-    if (up := running(Home.at(home))) is not None:
-        os.environ.setdefault("PREFECT_API_URL", f"{up['prefect']}/api")
+    check_start()
+    own = os.environ.get("PREFECT_API_URL")
+    up = running(Home.at(home))
     with progress.TerminalListener(console) as listener, wiring.session():
         progress.listener = listener
         listener.message(f"pixelloop in [bold]{escape(str(home))}[/]: starting database and Prefect server")
         services = wiring.open_home(str(home))
-        with prefect_server(Home.at(home).prefect, services.prefect_url, revive=services.revive) as url:
+        with prefect_server(
+            Home.at(home).prefect, services.prefect_url, revive=services.revive, report=_warning(listener),
+            joined=None if up is None else f"{up['prefect']}/api",
+        ) as url:  # fmt: skip
             dashboard = escape(command("dashboard", "--home", home))
             listener.message(f"Prefect: {url.removesuffix('/api')}   dashboard: {dashboard}")
+            if own is None:
+                listener.message(f"sign in to Prefect: {escape(command('login', '--home', home))}")
             from prefect.exceptions import TerminationSignal  # Prefect only now, with its address set
 
             try:
@@ -124,6 +131,10 @@ def served_home(home: Path, console: Console, go_on: Sequence[object]) -> Iterat
             except (KeyboardInterrupt, TerminationSignal):
                 listener.message(f"interrupted; go on with: [bold]{escape(command(*go_on))}[/]")
                 raise KeyboardInterrupt from None
+
+
+def _warning(listener: Listener) -> Callable[[str], None]:
+    return lambda message: listener.message(f"[yellow]{escape(message)}[/]")
 
 
 def alone_at_work(home: Path) -> Claim:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from rich.markup import escape
 from flows.cli_home import command
 from flows.cli_options import DEFAULT_HOME, HomeOption, JsonOption
 from schema.errors import NotFoundError, PixelloopError
+from tasks.child_process import child_environment, module_command
 
 if TYPE_CHECKING:
     from tasks.home import Home
@@ -36,19 +38,25 @@ def up(
 
     Example: [bold]pixelloop up --home /data/pixelloop[/], then campaigns start in Prefect's UI
     """
+    from flows.server import check_start
     from flows.up import check_ports, running
     from tasks.home import Home
 
     place = Home.at(home)
+    check_start()
     _ = place.uid
     if running(place) is None:
         check_ports({"prefect": prefect_port, "dashboard": dashboard_port})
-    words = [sys.executable, "-m", "flows.up", str(place.root), str(prefect_port), str(dashboard_port)]
-    if foreground:
-        raise typer.Exit(subprocess.call(words))
+    words = module_command("flows.up", place.root, prefect_port, dashboard_port)
+    if foreground:  # in place of this process, so that a service manager's signals reach it
+        os.chdir(place.root)
+        os.execve(words[0], words, child_environment())
     if running(place) is None:
         with place.up_log.open("ab") as log:
-            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env=child_environment(), cwd=place.root,
+            )  # fmt: skip
         _wait_until_up(place, process)
     told = running(place) or {}
     if as_json:
@@ -56,9 +64,33 @@ def up(
         return
     out.print(f"Prefect    {told['prefect']}", soft_wrap=True)
     out.print(f"dashboard  {told['dashboard']}", soft_wrap=True)
-    out.print(f"a campaign PREFECT_API_URL={told['prefect']}/api prefect deployment run campaign/campaign "
-              "-p campaign_file=/path/of/campaign.toml", soft_wrap=True, highlight=False)  # fmt: skip
+    out.print(f"sign in    {escape(command('login', '--home', home))}", soft_wrap=True)
+    secret = f'PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(place.prefect / "password"))})"'
+    out.print(f"a campaign PREFECT_API_URL={told['prefect']}/api {secret} "
+              "prefect deployment run campaign/campaign -p campaign_file=/path/of/campaign.toml",
+              soft_wrap=True, highlight=False, markup=False)  # fmt: skip
     out.print(f"end it     {escape(command('down', '--home', home))}", soft_wrap=True)
+
+
+def login(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Print a link that signs your browser in to Prefect's UI: it works once, within ten minutes.
+
+    Example: [bold]pixelloop login --home /data/pixelloop[/]
+    """
+    from flows.prefect_login import one_time_link
+    from flows.server import running_server
+    from flows.up import running
+    from tasks.home import Home
+
+    place = Home.at(home)
+    address = (running(place) or {}).get("prefect") or running_server(place.prefect)
+    if address is None:
+        raise NotFoundError(f"no Prefect server runs in {home}: 'pixelloop up' starts one, and so does a campaign")
+    link = one_time_link(place.prefect, address)
+    if as_json:
+        print(json.dumps({"link": link}))
+        return
+    out.print(link, soft_wrap=True, highlight=False, markup=False)
 
 
 def down(home: HomeOption = DEFAULT_HOME) -> None:

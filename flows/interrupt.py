@@ -23,6 +23,16 @@ def listen() -> None:
     signal.signal(signal.SIGTERM, _on_signal)
 
 
+def end_in_order() -> None:
+    """Take SIGTERM and a closed terminal (SIGHUP) as Ctrl-C, so that a command still stops what it has started.
+
+    A signal that the caller ignores, as `nohup` does, stays ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _on_signal)
+
+
 def raise_if_asked() -> None:
     """Raise KeyboardInterrupt if the signal has come, whatever became of it."""
     if _asked:

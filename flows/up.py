@@ -18,14 +18,19 @@ from types import FrameType
 from typing import Any
 
 from flows import wiring
+from flows.prefect_environment import isolate
+from flows.restarts import Restarts
 from flows.server import prefect_server
 from schema.errors import ConfigError, PixelloopError
+from tasks.child_process import child_environment, module_command
 from tasks.claims import Claim
 from tasks.gpus import visible
 from tasks.home import Home, replace_text
 
 POOL = "gpu"
 _LOOK = 1.0
+_WORKER_GRACE = 60.0
+"""Seconds for a worker's campaigns to save their state."""
 
 
 def running(home: Home) -> dict[str, Any] | None:
@@ -58,11 +63,13 @@ def main() -> None:
     with claim:
         place.up_state.unlink(missing_ok=True)  # of one that was killed
         try:
+            isolate()
             _keep_up(place, prefect_port, dashboard_port, ended)
         except PixelloopError as error:
-            print(error, file=sys.stderr)
+            print(f"pixelloop: {error}", file=sys.stderr)
             sys.exit(2)
-        place.up_state.unlink()
+        finally:
+            place.up_state.unlink(missing_ok=True)
 
 
 def check_ports(ports: Mapping[str, int]) -> None:
@@ -87,7 +94,9 @@ def _keep_up(place: Home, prefect_port: int, dashboard_port: int, ended: threadi
     with wiring.session():
         services = wiring.open_home(str(place.root))
         with (
-            prefect_server(place.prefect, services.prefect_url, revive=services.revive, port=prefect_port) as url,
+            prefect_server(
+                place.prefect, services.prefect_url, revive=services.revive, port=prefect_port, report=_report
+            ) as url,
             _dashboard(services, dashboard_port) as dashboard,
         ):
             from flows.janitor import tidy  # Prefect only now, with its address set
@@ -96,7 +105,11 @@ def _keep_up(place: Home, prefect_port: int, dashboard_port: int, ended: threadi
             tidy(place)  # after a power cut: what died is told to Prefect, which then runs it again
             told = {"pid": os.getpid(), "prefect": url.removesuffix("/api"), "dashboard": dashboard}
             replace_text(place.up_state, json.dumps(told))
-            _work(ended)
+            _work(place, ended)
+
+
+def _report(message: str) -> None:
+    print(f"pixelloop: {message}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -147,19 +160,30 @@ def _of_the_crashed(parameter: str) -> dict[str, str]:
     return {"__prefect_kind": "jinja", "template": f"{{{{ flow_run.parameters['{parameter}'] }}}}"}
 
 
-def _work(ended: threading.Event) -> None:
-    """Keep a worker until the end; a campaign it runs then saves its state and ends."""
-    words = [sys.executable, "-m", "flows.served", "worker", "start", "--pool", POOL, "--type", "process"]
+def _work(place: Home, ended: threading.Event) -> None:
+    """Keep a worker until the end; a campaign it runs then saves its state and ends.
+
+    Raises:
+        PixelloopError: the worker died at once several times in a row.
+    """
+    command = module_command("flows.served", "worker", "start", "--pool", POOL, "--type", "process")
+    restarts = Restarts("the Prefect worker", str(place.up_log), _report)
     while not ended.is_set():
-        worker = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+        # A folder of its own: Prefect reads .env, prefect.toml and pyproject.toml of the current one.
+        worker = subprocess.Popen(
+            command, stdin=subprocess.PIPE, start_new_session=True, env=child_environment(), cwd=place.prefect
+        )
+        restarts.started()
         while worker.poll() is None and not ended.wait(_LOOK):
             pass
         if worker.poll() is None:
             worker.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(60)
+                worker.wait(_WORKER_GRACE)
             worker.kill()
             worker.wait()
+        elif not ended.is_set():
+            ended.wait(restarts.died(worker.returncode))
 
 
 if __name__ == "__main__":

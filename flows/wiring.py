@@ -30,6 +30,7 @@ from schema.runs import EpochResult, RunHistory, TrainingRun, run_uid
 from schema.settings import Settings
 from tasks import gpus
 from tasks.base_model import check_base_model
+from tasks.child_process import child_environment
 from tasks.claims import Claim
 from tasks.home import Home, TrialFolder
 from tasks.store.base import CampaignRecord, Store
@@ -376,7 +377,7 @@ def side_by_side(parallel: int) -> int:
 
 def unpinned() -> dict[str, str]:
     """The environment of a process that is to find a GPU of its own."""
-    return {**os.environ, **({gpus.VISIBLE: _pinned[0][1]} if _pinned else {})}
+    return child_environment({gpus.VISIBLE: _pinned[0][1]} if _pinned else {})
 
 
 @functools.lru_cache(maxsize=1)

@@ -17,6 +17,7 @@ from pathlib import Path
 from flows import progress
 from flows.wiring import Context, unpinned
 from schema.errors import PixelloopError
+from tasks.child_process import module_command
 
 _GRACE = 60.0
 _SHORT, _OFTEN = 60.0, 3
@@ -29,7 +30,7 @@ class Workers:
 
     def __init__(self, context: Context, count: int, trials: int | None) -> None:
         """Args: count: how many; trials: to run instead of the file's budget."""
-        self._words = [sys.executable, "-m", "flows.workers", str(context.path), str(context.home.root)]
+        self._words = module_command("flows.workers", context.path, context.home.root)
         self._trials, self._log = str(trials or 0), context.home.workers_log
         self._threads = [threading.Thread(target=self._keep, args=(n + 1,), daemon=True) for n in range(count)]
         self._processes: dict[int, subprocess.Popen[str]] = {}

@@ -1,7 +1,7 @@
 """A page with two pictures side by side, in hidden random order: a person says which is better.
 
-It listens on this machine only, and takes votes only from its own page: no other page that the same browser shows can
-vote, or read pictures by a name that leads here.
+It listens on 127.0.0.1 only, behind the same guard as optuna-dashboard. A vote needs the page's token as well, so that
+other programs on the machine cannot vote by accident.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def _application(ballot: Ballot) -> bottle.Bottle:
     @app.hook("after_request")  # type: ignore[untyped-decorator]
     def nothing_foreign() -> None:
         policy = f"default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'nonce-{token}'"
+        policy += "; frame-ancestors 'none'"
         headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
         for name, value in headers.items():
             bottle.response.set_header(name, value)

@@ -1,14 +1,13 @@
-"""The dashboard's web server: the standard library's, a thread a request.
+"""The web server of our own pages and optuna-dashboard: the standard library's, one thread per request.
 
-optuna-dashboard has no login, and whoever reaches it may delete studies: it stays on 127.0.0.1, and answers to names of
-this machine alone. Else a page from elsewhere, whose name is made to lead here, could ask it through a browser.
+optuna-dashboard has no login, and whoever reaches it may delete studies. So it listens on 127.0.0.1 only, and the guard
+refuses other web pages that the user's browser shows.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,12 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from schema.errors import ConfigError, StoreUnavailableError
+from tasks.web_guard import WebGuard
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
 
 logger = logging.getLogger(__name__)
-_PORT = re.compile(r":\d*$")  # any: a tunnel may begin at another one
 
 
 class DashboardServer(ThreadingMixIn, WSGIServer):
@@ -38,15 +37,27 @@ class DashboardServer(ThreadingMixIn, WSGIServer):
             self.opened.engine.dispose()
 
     def set_app(self, application: Any) -> None:
-        """Take the application; what is asked by another machine's name does not get to it."""
-        names = {"127.0.0.1", "localhost", "[::1]", str(self.server_address[0])}
+        """Serve an application, with the guard in front of it.
+
+        Raises:
+            ConfigError: a public address in the environment is none.
+        """
+        guard = WebGuard.from_environment()
 
         def guarded(environ: dict[str, Any], start_response: Any) -> Any:
-            name = _PORT.sub("", environ.get("HTTP_HOST", ""))
-            if name.lower() in names:
+            origin = environ.get("HTTP_ORIGIN")
+            refusal = guard.refusal(
+                environ["REQUEST_METHOD"],
+                [environ.get("HTTP_HOST", "")],
+                [] if origin is None else [origin],
+                site=environ.get("HTTP_SEC_FETCH_SITE", ""),
+                mode=environ.get("HTTP_SEC_FETCH_MODE", ""),
+                dest=environ.get("HTTP_SEC_FETCH_DEST", ""),
+            )
+            if refusal is None:
                 return application(environ, start_response)
             start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
-            return [b"ask by the address that the program has told"]
+            return [refusal.encode()]
 
         super().set_app(guarded)
 

@@ -6,12 +6,12 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from schema.runs import Outcome
+from tasks.child_process import child_environment, module_command
 from tasks.training.events import (
     NO_ROOM,
     EpochEvent,
@@ -52,7 +52,7 @@ class TrainerProcess:
         """
         self._trial, self._device, self._threads = config, device, threads
         self._events, self._log = folder / "events.jsonl", folder / "trainer.log"
-        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self._environment = child_environment({"OMP_NUM_THREADS": str(threads)})
         self._warm, self._hung_after = warm, hung_after
         self._process: subprocess.Popen[bytes] | Fork | None = None
         self._earlier = 0
@@ -152,7 +152,7 @@ class TrainerProcess:
         with self._log.open("ab") as log:
             # Its own session: Ctrl-C reaches the campaign, which then tells the trainer to stop.
             return subprocess.Popen(
-                [sys.executable, "-m", "tasks.training", *words], env=self._environment, stdin=subprocess.DEVNULL,
+                module_command("tasks.training", *words), env=self._environment, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 

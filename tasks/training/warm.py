@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
+
+from tasks.child_process import child_environment, module_command
 
 _POLL = 0.02
 
@@ -97,11 +98,11 @@ class WarmTrainer:
             with self._log.open("ab") as log:
                 # Its own session: Ctrl-C reaches the campaign, which then tells the trainer to stop.
                 self._server = subprocess.Popen(
-                    [sys.executable, "-m", "tasks.training.forkserver"],
-                    env={
-                        **os.environ, "OMP_NUM_THREADS": str(self._threads), "TOKENIZERS_PARALLELISM": "false",
+                    module_command("tasks.training.forkserver"),
+                    env=child_environment({
+                        "OMP_NUM_THREADS": str(self._threads), "TOKENIZERS_PARALLELISM": "false",
                         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # the usual way to look for a GPU spoils it for forks
-                    },
+                    }),
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
                 )  # fmt: skip
             threading.Thread(target=self._listen, args=(self._server,), daemon=True).start()

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import pytest
 import yaml
 from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from demo.workspace import lay_out
 from flows import wiring
 from flows.janitor import tidy
+from flows.prefect_login import password
 from flows.server import prefect_server
 from schema.campaign import campaign_json, load_campaign
 from schema.runs import RunStatus
@@ -34,6 +34,7 @@ from tasks.home import Home
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.training.events import StepEvent, StoppedEvent, read_events
 from tests.conftest import remove
+from tests.flows.prefect_api import ask
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())[
@@ -76,13 +77,21 @@ class Prefect:
 
     def states(self) -> dict[str, str]:
         """State of each campaign by its id, the oldest first."""
-        found = httpx.post(f"{self.url}/flow_runs/filter", json={"sort": "EXPECTED_START_TIME_ASC"}).json()
+        found = self.ask("POST", "/flow_runs/filter", {"sort": "EXPECTED_START_TIME_ASC"})
         return {run["id"]: run["state_type"] for run in found if run["deployment_id"] is not None}
 
     def set_state(self, run: str, state: str) -> None:
         """What a button in Prefect's UI, or a worker, does."""
         words = {"state": {"type": state, "name": state.capitalize()}}
-        httpx.post(f"{self.url}/flow_runs/{run}/set_state", json=words).raise_for_status()
+        self.ask("POST", f"/flow_runs/{run}/set_state", words)
+
+    def ask(self, method: str, path: str, data: object = None) -> Any:
+        return ask(self.folder.parent / "prefect", self.url, method, path, data)
+
+    def speaking(self) -> contextlib.AbstractContextManager[object]:
+        """Prefect's clients in this process ask the server."""
+        known = password(self.folder.parent / "prefect")
+        return temporary_settings({PREFECT_API_URL: self.url, PREFECT_API_AUTH_STRING: known})
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -163,7 +172,7 @@ def test_a_flow_that_is_cancelled_or_killed_leaves_no_trainer_and_is_gone_on_wit
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         assert prefect.states()[run] == "RUNNING"
-        with temporary_settings({PREFECT_API_URL: prefect.url}):
+        with prefect.speaking():
             assert tidy(Home.at(home)) >= 2
         assert prefect.states()[run] == "CRASHED"
         wait_for(lambda: list(prefect.states().values())[-1] == "SCHEDULED")  # for the worker of tomorrow
@@ -194,7 +203,7 @@ def test_a_run_that_was_cancelled_and_whose_process_is_gone_is_not_run_again(pre
     home = Home.at(tmp_path / "home")
     home.flow_runs.mkdir(parents=True)
     (home.flow_runs / run).touch()
-    with temporary_settings({PREFECT_API_URL: prefect.url}):
+    with prefect.speaking():
         assert tidy(home) == 1
     assert prefect.states()[run] == "CANCELLED"
 
@@ -216,7 +225,7 @@ def test_a_campaign_may_come_from_a_form(prefect: Prefect, tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
 def test_pools_of_containers_take_their_templates(prefect: Prefect, kind: str) -> None:
     prefect("work-pool", "create", kind, "--type", kind, "--base-job-template", str(DEPLOY / f"{kind}.json"))
-    kept = httpx.get(f"{prefect.url}/work_pools/{kind}").json()["base_job_template"]
+    kept = prefect.ask("GET", f"/work_pools/{kind}")["base_job_template"]
     assert "gpu" in json.dumps(kept)
 
 

@@ -83,7 +83,8 @@ def test_it_answers_to_names_of_this_machine_alone(server: DashboardServer, path
         assert httpx.get(server.url.rstrip("/") + path, headers={"Host": host}).status_code == 200
     for host in ("evil.example", f"evil.example:{server.server_port}", "127.0.0.1.evil.example", "", "localhost:80:80"):
         refused = httpx.get(server.url.rstrip("/") + path, headers={"Host": host})
-        assert (refused.status_code, refused.text) == (403, "ask by the address that the program has told")
+        assert refused.status_code == 403
+        assert "open this server at the address that pixelloop printed" in refused.text
 
 
 def test_a_port_in_use_is_one_sentence_unless_any_port_will_do(storage_url: str, artifact_dir: Path) -> None:
