@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from schema.errors import NotFoundError, StoreError, StoreUnavailableError
 from schema.findings import Analysis, Hypothesis, ParameterEffect, Principle, RefusedProposal
 from schema.runs import Artifact, EpochResult, HumanRating, PictureVote, RunHistory, TrainingRun
+from tasks.durable import replace_text
 from tasks.store.base import CampaignRecord, Condition, EpochColours, Store
 from tasks.store.memory import MemoryStore
 
@@ -328,6 +329,5 @@ def _append(path: Path, letter: dict[str, Any]) -> None:
 
 
 def _write(path: Path, lines: list[str]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    part.replace(path)
+    if lines or path.exists():
+        replace_text(path, (line + "\n" for line in lines))
