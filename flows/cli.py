@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from flows.cli_ab import ab
 from flows.cli_analysis import audit, diagnose, impact
+from flows.cli_backup import backup, restore
 from flows.cli_home import campaign_path, command, named_run, opened_campaign, opened_home, served_home
 from flows.cli_measure import measure, retest
 from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption, RunArgument
@@ -261,6 +262,8 @@ app.add_typer(principles, name="principles")
 app.command("test")(paired_test)
 app.command()(diagnose)
 app.command()(ab)
+app.command()(backup)
+app.command()(restore)
 
 
 def main() -> NoReturn:

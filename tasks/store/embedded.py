@@ -31,6 +31,7 @@ from tasks.store.libpq import drop_libpq
 from tasks.store.outside import check_owner, find_outside
 from tasks.store.proof import proves
 
+_LINGER = 1.0  # seconds; a server process outlives the connection that its client has closed
 _STOP = 60.0  # seconds for a server to write everything and end
 
 State = dict[str, Any]
@@ -118,15 +119,9 @@ class EmbeddedPostgres:
             last.release()
             try:
                 with psycopg.connect(self.url(), autocommit=True, connect_timeout=2) as connection:
-                    if not proves(connection, self._data):
+                    if not proves(connection, self._data) or _is_used(connection):
                         return False
-                    others = connection.execute(
-                        "select count(*) from pg_stat_activity"
-                        " where backend_type = 'client backend' and pid <> pg_backend_pid()"
-                    ).fetchone()
             except psycopg.OperationalError:
-                return False
-            if others and others[0]:
                 return False
             self._shut_down(self._data)
             return True
@@ -329,6 +324,18 @@ class EmbeddedPostgres:
                 return proves(connection, self._data)
         except psycopg.Error:
             return False
+
+
+def _is_used(connection: psycopg.Connection[Any]) -> bool:
+    """Return whether others are connected. Connections that were just closed get a moment to end."""
+    deadline = time.monotonic() + _LINGER
+    while connection.execute(
+        "select from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() limit 1"
+    ).fetchall():
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _folder(data: Path) -> dict[str, list[int]]:

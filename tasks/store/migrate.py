@@ -6,6 +6,7 @@ The history is kept where the Supabase CLI keeps it, so either may apply a file.
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import Any
 
 import psycopg
 
@@ -59,7 +60,7 @@ def migrate(url: str) -> list[str]:
     try:
         with connect(url, autocommit=True) as connection:
             connection.execute("select pg_advisory_lock(%s)", [_LOCK])
-            connection.execute(_BOOTSTRAP)
+            make_roles(connection)
             connection.execute(_HISTORY)
             known = connection.execute("select version from supabase_migrations.schema_migrations").fetchall()
             for name, text in _files():
@@ -74,6 +75,11 @@ def migrate(url: str) -> list[str]:
             f"the database cannot be set up: {reason(error)}; let its owner or a superuser migrate it once"
         ) from error
     return applied
+
+
+def make_roles(connection: psycopg.Connection[Any]) -> None:
+    """Make Supabase's roles, which the tables' rights name, where they are missing."""
+    connection.execute(_BOOTSTRAP)
 
 
 def _files() -> list[tuple[str, str]]:
