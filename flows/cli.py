@@ -16,6 +16,7 @@ from rich.markup import escape
 from flows.cli_ab import ab
 from flows.cli_analysis import audit, diagnose, impact
 from flows.cli_backup import backup, restore
+from flows.cli_doctor import doctor
 from flows.cli_home import campaign_path, command, named_run, opened_campaign, opened_home, served_home
 from flows.cli_measure import measure, retest
 from flows.cli_options import DEFAULT_HOME, CampaignOption, HomeOption, JsonOption, RunArgument
@@ -264,6 +265,7 @@ app.command()(diagnose)
 app.command()(ab)
 app.command()(backup)
 app.command()(restore)
+app.command()(doctor)
 
 
 def main() -> NoReturn:

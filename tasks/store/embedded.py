@@ -61,6 +61,8 @@ class EmbeddedPostgres:
             StoreError: its data is missing, or belongs to another home.
         """
         drop_libpq()
+        if self._use is not None and self.state() is None and self._lost_at() is None:
+            raise StoreUnavailableError(f"{self.root} has vanished while it was in use: is its disk still mounted?")
         self.root.mkdir(parents=True, exist_ok=True)
         with self._lock():
             self._prepare()
@@ -197,17 +199,18 @@ class EmbeddedPostgres:
         Raises:
             StoreError: it had some, but they are not here.
         """
-        place = self.root / "server"
-        if (place / "data" / "PG_VERSION").exists():
-            return place / "data"
-        if (outside := find_outside(self.root)) is not None:
-            return outside
-        if place.exists() or self._state_file.exists():
+        if (found := self._lost_at()) is not None:
+            return found
+        if (self.root / "server").exists() or self._state_file.exists():
             raise StoreError(
                 f"{self._state_file} is missing or torn and no database lies beside it: restore the file or a backup; "
                 f"if there are no rows to lose, remove {self.root}"
             )
         return None
+
+    def _lost_at(self) -> Path | None:
+        inside = self.root / "server" / "data"
+        return inside if (inside / "PG_VERSION").exists() else find_outside(self.root)
 
     def _recover(self, data: Path) -> None:
         """Set a new password on data whose state is lost, and save a new state.

@@ -26,8 +26,11 @@ def find_outside(root: Path) -> Path | None:
     return None
 
 
-def check_owner(root: Path, data: Path, state: Path) -> None:
+def check_owner(root: Path, data: Path, state: Path, record: bool = True) -> None:
     """Let a data folder outside of its home serve that home alone.
+
+    Args:
+        record: write down whose it is, if nobody else's.
 
     Raises:
         StoreError: it is not there, or it belongs to another home.
@@ -39,8 +42,8 @@ def check_owner(root: Path, data: Path, state: Path) -> None:
             f"the database of this home lay outside of it, in {data.parent}, which is not on this machine: "
             "back the home up with 'pixelloop backup' where that folder is, and restore it here"
         )
-    record = data.parent / _OWNER
-    owner, here = _read(record), folder_of(root)
+    file = data.parent / _OWNER
+    owner, here = _read(file), folder_of(root)
     if owner is not None and tuple(owner["folder"]) == here:
         return
     if owner is not None and folder_of(Path(owner["path"])) == tuple(owner["folder"]):
@@ -48,7 +51,8 @@ def check_owner(root: Path, data: Path, state: Path) -> None:
             f"{root} is a copy, and its database lies in {data.parent}, which belongs to {owner['path']}: "
             "copy the home with 'pixelloop backup' and 'pixelloop restore'"
         )
-    replace_text(record, json.dumps({"path": str(root.absolute()), "folder": here, "state": str(state)}))
+    if record:
+        replace_text(file, json.dumps({"path": str(root.absolute()), "folder": here, "state": str(state)}))
 
 
 def _read(record: Path) -> dict[str, Any] | None:

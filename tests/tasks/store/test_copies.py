@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from schema.errors import StoreError
+from schema.errors import StoreError, StoreUnavailableError
 from tasks.store import cluster
 from tasks.store.embedded import EmbeddedPostgres
 from tests.conftest import remove
@@ -82,6 +82,16 @@ def test_a_lost_data_folder_is_no_reason_for_a_new_one(server: EmbeddedPostgres)
     shutil.rmtree(server.root / "server" / "data")
     with pytest.raises(StoreError, match="restore a backup"):
         EmbeddedPostgres(server.root).start()
+
+
+def test_a_disk_that_vanishes_gets_no_new_database(server: EmbeddedPostgres) -> None:
+    server.stop()
+    away = server.root.rename(server.root.with_name("away"))
+    with pytest.raises(StoreUnavailableError, match="is its disk still mounted"):
+        server.start()  # a campaign that revives its database
+    assert not server.root.exists()
+    away.rename(server.root)
+    assert notes(server.start()) == [42]
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["", "made by older code"])
