@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 
 from schema.errors import PixelloopError, StoreError
+from tasks.store.libpq import without_libpq
 
 _LOOK = 1.0
 
@@ -96,7 +97,7 @@ class _Server:
         self._folder.mkdir(parents=True, exist_ok=True)
         address = self._database_url().replace("postgresql://", "postgresql+asyncpg://")
         environment = {
-            **os.environ,
+            **without_libpq(os.environ),
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": address,
             # Slots of a killed flow come free again only with leases on disk.
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",

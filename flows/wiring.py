@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ def _open_home(place: Home) -> Services:
     shared = embedded is None or settings.supabase_url is not None
     moved = settle(place.root, shared, lambda former: _follow(place, embedded, former))
     if moved is not None:
-        progress.listener.message(moved)
+        _say(moved)
     migrate(address())
     kept = _store(settings, address, embedded)
     store = OutboxStore(kept, place.outbox, lambda sentence: progress.listener.message(sentence))
@@ -187,9 +188,17 @@ def _database(place: Home, settings: Settings) -> tuple[EmbeddedPostgres | None,
     if settings.database_url is not None:
         url = postgres_address(settings.database_url.get_secret_value())
         return None, lambda: url
-    embedded = EmbeddedPostgres(place.postgres, lambda sentence: progress.listener.message(sentence))
+    embedded = EmbeddedPostgres(place.postgres, _say)
     embedded.start()
     return embedded, embedded.url
+
+
+def _say(sentence: str) -> None:
+    """Tell what was repaired, also where no campaign's messages are shown; stdout may be read by a program."""
+    if isinstance(progress.listener, progress.TerminalListener):
+        progress.listener.message(sentence)
+    else:
+        print(f"pixelloop: {sentence}", file=sys.stderr)
 
 
 def _follow(place: Home, embedded: EmbeddedPostgres | None, former: str) -> bool:
