@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import psycopg
@@ -24,17 +22,14 @@ from psycopg import sql
 from schema.errors import StoreError, StoreUnavailableError
 from tasks.claims import Claim
 from tasks.durable import replace_text
-from tasks.identity import folder_of
 from tasks.store import cluster
 from tasks.store.creation import create, set_password
 from tasks.store.libpq import drop_libpq
-from tasks.store.outside import check_owner, find_outside
-from tasks.store.proof import proves
+from tasks.store.outside import check_owner
+from tasks.store.proof import is_used, proves
+from tasks.store.state import State, find_data, find_lost, made_for, read_state, save_state
 
-_LINGER = 1.0  # seconds; a server process outlives the connection that its client has closed
 _STOP = 60.0  # seconds for a server to write everything and end
-
-State = dict[str, Any]
 
 
 @dataclass
@@ -61,7 +56,7 @@ class EmbeddedPostgres:
             StoreError: its data is missing, or belongs to another home.
         """
         drop_libpq()
-        if self._use is not None and self.state() is None and self._lost_at() is None:
+        if self._use is not None and self.state() is None and find_data(self.root) is None:
             raise StoreUnavailableError(f"{self.root} has vanished while it was in use: is its disk still mounted?")
         self.root.mkdir(parents=True, exist_ok=True)
         with self._lock():
@@ -121,7 +116,7 @@ class EmbeddedPostgres:
             last.release()
             try:
                 with psycopg.connect(self.url(), autocommit=True, connect_timeout=2) as connection:
-                    if not proves(connection, self._data) or _is_used(connection):
+                    if not proves(connection, self._data) or is_used(connection):
                         return False
             except psycopg.OperationalError:
                 return False
@@ -130,12 +125,7 @@ class EmbeddedPostgres:
 
     def state(self) -> State | None:
         """Return what is saved of the server: password, port, data folder; None where that is missing or torn."""
-        try:
-            state = json.loads(self._state_file.read_text())
-            complete = {"password", "port", "data"} <= state.keys() and bool(str(state["data"]))
-        except (OSError, ValueError, AttributeError):
-            return None
-        return state if complete else None
+        return read_state(self._state_file)
 
     def data(self) -> Path | None:
         """Return the data folder, None where none is known."""
@@ -168,7 +158,7 @@ class EmbeddedPostgres:
         return state
 
     def _save(self, state: State) -> None:
-        replace_text(self._state_file, json.dumps(state), mode=0o600)
+        save_state(self._state_file, state)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -181,7 +171,7 @@ class EmbeddedPostgres:
         if self.state() is None:
             if self._creating.exists():
                 self._clean()
-            if (lost := self._lost()) is not None:
+            if (lost := find_lost(self.root, self._state_file)) is not None:
                 self._recover(lost)
             else:
                 self._create()
@@ -192,25 +182,6 @@ class EmbeddedPostgres:
         """Remove what a creation left that was cut off: no row was ever in it."""
         shutil.rmtree(self.root / "server", ignore_errors=True)
         self._creating.unlink()
-
-    def _lost(self) -> Path | None:
-        """Find the data of a home whose state is lost; None where the home never had any.
-
-        Raises:
-            StoreError: it had some, but they are not here.
-        """
-        if (found := self._lost_at()) is not None:
-            return found
-        if (self.root / "server").exists() or self._state_file.exists():
-            raise StoreError(
-                f"{self._state_file} is missing or torn and no database lies beside it: restore the file or a backup; "
-                f"if there are no rows to lose, remove {self.root}"
-            )
-        return None
-
-    def _lost_at(self) -> Path | None:
-        inside = self.root / "server" / "data"
-        return inside if (inside / "PG_VERSION").exists() else find_outside(self.root)
 
     def _recover(self, data: Path) -> None:
         """Set a new password on data whose state is lost, and save a new state.
@@ -237,18 +208,19 @@ class EmbeddedPostgres:
         """Give the data a new password and port, which no copy of it knows."""
         password = secrets.token_urlsafe(24)
         set_password(data, password, held)
-        self._save({"password": password, "port": str(cluster.free_port()), "data": self._named(data), **_folder(data)})
+        self._save_new(data, password)
 
-    def _named(self, data: Path) -> str:
-        inside = data.is_relative_to(self.root)
-        return str(data.relative_to(self.root) if inside else data)
+    def _save_new(self, data: Path, password: str) -> None:
+        named = data.relative_to(self.root) if data.is_relative_to(self.root) else data
+        port = str(cluster.free_port())
+        self._save({"password": password, "port": port, "data": str(named), **made_for(data)})
 
     def _create(self) -> None:
         replace_text(self._creating, "a new database is being made here; it holds nothing yet\n")
         place = self.root / "server"
         password = secrets.token_urlsafe(24)
         data = create(place, password)
-        self._save({"password": password, "port": str(cluster.free_port()), "data": self._named(data), **_folder(data)})
+        self._save_new(data, password)
 
     def _silence(self) -> str:
         if cluster.postmaster(self._data) is not None:
@@ -286,7 +258,7 @@ class EmbeddedPostgres:
         cluster.check_version(data)
         with self._held(data) as held:
             if held is not None:
-                if self._state().get("folder") != _folder(data)["folder"]:
+                if self._state().get("folder") != made_for(data)["folder"]:
                     self._renew(data, held)  # a copy: clients of the original must never get in here
                 self._launch_alone(data, timeout, held)
 
@@ -327,20 +299,3 @@ class EmbeddedPostgres:
                 return proves(connection, self._data)
         except psycopg.Error:
             return False
-
-
-def _is_used(connection: psycopg.Connection[Any]) -> bool:
-    """Return whether others are connected. Connections that were just closed get a moment to end."""
-    deadline = time.monotonic() + _LINGER
-    while connection.execute(
-        "select from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() limit 1"
-    ).fetchall():
-        if time.monotonic() > deadline:
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def _folder(data: Path) -> dict[str, list[int]]:
-    """Record which folder the password was made for."""
-    return {"folder": list(folder_of(data) or ())}

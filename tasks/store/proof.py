@@ -1,8 +1,9 @@
-"""Prove which data folder a server serves."""
+"""Prove which data folder a server serves, and ask whether others use it."""
 
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import psycopg
 
 _PLACE = "pg_stat_tmp"  # Postgres leaves this folder alone, and base backups leave it out
+_LINGER = 1.0  # seconds; a server process outlives the connection that its client has closed
 
 
 def proves(connection: psycopg.Connection[Any], data: Path) -> bool:
@@ -29,3 +31,15 @@ def proves(connection: psycopg.Connection[Any], data: Path) -> bool:
     finally:
         file.unlink(missing_ok=True)
     return found == (secret,)
+
+
+def is_used(connection: psycopg.Connection[Any]) -> bool:
+    """Return whether others are connected. Connections that were just closed get a moment to end."""
+    deadline = time.monotonic() + _LINGER
+    while connection.execute(
+        "select from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() limit 1"
+    ).fetchall():
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.05)
+    return False
