@@ -240,7 +240,7 @@ def _count(soak: Soak, orphans: int) -> dict[str, int]:
                 "select t.number, v.step from optuna.trial_intermediate_values v join optuna.trials t using (trial_id)"
             ).fetchall()
     finally:
-        soak.postgres.stop()
+        soak.postgres.stop_if_idle()
     expected = {(number, epoch) for number, epochs in truth.items() for epoch in epochs}
     for name, found in (("the database", set(rows)), ("Optuna", set(told))):
         if missing := sorted(expected - found):
