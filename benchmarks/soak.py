@@ -1,12 +1,14 @@
 """Kill -9 at random moments, again and again: what is lost, doubled, trained twice or left running.
 
-    python -m benchmarks.soak [--kills 50] [--workers 2] [--seed 0] [--quick] [--json]
+    python -m benchmarks.soak [--kills 50] [--copies 0] [--workers 2] [--seed 0] [--quick] [--json]
 
 A campaign of short trials on the demo's model runs as `pixelloop run` does, every part real. At moments drawn from the
 seed one of its processes is killed: a trainer, the process that trainers are forked from, the campaign's own, one that
 works beside it, Postgres, or the Prefect server. Where the campaign itself is gone, `pixelloop resume` is run, as a
 supervisor would; from everything else it has to recover by itself. After each kill the benchmark waits until another
-epoch is in the database. At the end the rows are counted against what the trainers wrote down in events.jsonl.
+epoch is in the database. With `--copies` the home is backed up and restored, or copied, between kills: a row written
+to the copy must not be in the original. At the end the rows are counted against what the trainers wrote down in
+events.jsonl.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from pathlib import Path
 import psutil
 import psycopg
 
+from benchmarks.soak_copies import Copies
 from demo.workspace import lay_out
+from schema.errors import StoreError
 from tasks.home import Home
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.training.events import EpochEvent, read_events
@@ -127,7 +131,7 @@ class Soak:
         try:
             with psycopg.connect(self.postgres.url(), connect_timeout=2) as connection:
                 row = connection.execute("select count(*) from public.epoch_results").fetchone()
-        except (psycopg.Error, OSError, KeyError):
+        except (psycopg.Error, StoreError, OSError):  # nor does it before there is one
             return -1
         return int(row[0]) if row else -1
 
@@ -236,7 +240,7 @@ def _count(soak: Soak, orphans: int) -> dict[str, int]:
                 "select t.number, v.step from optuna.trial_intermediate_values v join optuna.trials t using (trial_id)"
             ).fetchall()
     finally:
-        soak.postgres.stop()
+        soak.postgres.stop_if_idle()
     expected = {(number, epoch) for number, epochs in truth.items() for epoch in epochs}
     for name, found in (("the database", set(rows)), ("Optuna", set(told))):
         if missing := sorted(expected - found):
@@ -273,12 +277,23 @@ def main() -> None:
         soak = Soak(args.keep or Path(temporary), args.workers)
         soak.pixelloop("run", str(soak.file))
         soak.recover(0, "campaign", [])
+        copies = Copies(soak.home)
+        when = sorted(rng.choices(range(max(args.kills, 1)), k=args.copies))
         for number in range(args.kills):
+            for _ in range(when.count(number)):
+                copies.restore() if copies.restores <= copies.copies else copies.copy()
+                print(f"    restored {copies.restores}, copied {copies.copies}", file=sys.stderr, flush=True)
             blows.append(soak.blow(rng))
             latest = blows[-1]
             how = "resumed" if latest.resumed else "by itself"
             print(f"{number + 1:3d} {latest.victim:12s} {latest.seconds:6.1f} s {how}", file=sys.stderr, flush=True)
         figures = {"kills": len(blows), **_count(soak, soak.finish())}
+        if args.copies:
+            copies.copy(stopped=True)
+        figures["rows_lost"] += copies.rows_lost
+        figures["rows_doubled"] += copies.rows_doubled
+        figures |= {name: getattr(copies, name) for name in ("copies", "restores", "rows_wrong_database")}
+        figures["copies_unreadable"] = copies.unreadable
     print(*_table(blows), sep="\n")
     for name, value in figures.items():
         print(f"{name:20s} {value}")
@@ -289,6 +304,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--copies", type=int, default=0, help="restores and copies between the kills, in turn")
     parser.add_argument("--workers", type=int, default=2, help="trials side by side")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for the campaign, to look at afterwards")

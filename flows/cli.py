@@ -16,7 +16,9 @@ from rich.markup import escape
 
 from flows.cli_ab import ab
 from flows.cli_analysis import audit, diagnose, impact
+from flows.cli_backup import backup, restore
 from flows.cli_db import db
+from flows.cli_doctor import doctor
 from flows.cli_home import command, named_run, opened_campaign, opened_home, refused_note, served_home
 from flows.cli_measure import measure, retest
 from flows.cli_options import (
@@ -311,6 +313,9 @@ app.add_typer(principles, name="principles")
 app.command("test")(paired_test)
 app.command()(diagnose)
 app.command()(ab)
+app.command()(backup)
+app.command()(restore)
+app.command()(doctor)
 
 
 def main() -> NoReturn:

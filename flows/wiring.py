@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,12 +34,15 @@ from tasks.base_model import check_base_model
 from tasks.child_process import child_environment
 from tasks.claims import Claim
 from tasks.home import Home, TrialFolder
+from tasks.identity import settle
+from tasks.store.address import postgres_address
 from tasks.store.base import CampaignRecord, Store
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.migrate import migrate
 from tasks.store.objects import LocalObjects, ObjectStore
 from tasks.store.outbox import OutboxStore
 from tasks.store.postgres import PostgresStore, alone, patient_connect, wait_for_server
+from tasks.store.rebase import rebase_database, rebase_files
 from tasks.store.records import RecordStore
 from tasks.store.tables import Tables
 from tasks.training.config import check_supported, load_config, write_config
@@ -59,9 +63,14 @@ class Services:
     settings: Settings
     store: OutboxStore
     tables: Tables
-    database_url: str
+    address: Callable[[], str]
     embedded: EmbeddedPostgres | None
     warm: WarmTrainer | None
+
+    @property
+    def database_url(self) -> str:
+        """Return the address of the database; a server of ours may come back at another port."""
+        return self.address()
 
     @property
     def optuna_url(self) -> str:
@@ -70,7 +79,7 @@ class Services:
 
     def optuna_connect(self) -> Callable[[], object]:
         """How Optuna connects: a server of ours is started, for another one it waits."""
-        return patient_connect(self._optuna, self._start_or_wait)
+        return patient_connect(lambda: self._optuna, self._start_or_wait)
 
     def _start_or_wait(self) -> None:
         if self.embedded is not None:
@@ -129,7 +138,7 @@ class Services:
 
     def alone_with_principles(self) -> contextlib.AbstractContextManager[None]:
         """Keep others out from reading principles to writing them: analyses of all campaigns, and the user's word."""
-        return alone(patient_connect(self.database_url, self._start_or_wait), "/principles")
+        return alone(patient_connect(self.address, self._start_or_wait), "/principles")
 
     def revive(self) -> None:
         """Start the database again where it is ours and has died."""
@@ -162,23 +171,52 @@ def open_home(home: str) -> Services:
 
 def _open_home(place: Home) -> Services:
     settings = open_settings()
-    if settings.database_url is not None:
-        embedded, url = None, settings.database_url.get_secret_value()
-    else:
-        embedded = EmbeddedPostgres(place.postgres)
-        url = embedded.start()
-    migrate(url)
-    kept = _store(settings, url, embedded)
+    embedded, address = _database(place, settings)
+    shared = embedded is None or settings.supabase_url is not None
+    moved = settle(place.root, shared, lambda former: _follow(place, embedded, former))
+    if moved is not None:
+        _say(moved)
+    migrate(address())
+    kept = _store(settings, address, embedded)
     store = OutboxStore(kept, place.outbox, lambda sentence: progress.listener.message(sentence))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place.compiled))
     warm = WarmTrainer(place.warm_log, settings.threads) if settings.warm_trainer else None
-    return Services(place, settings, store, kept.tables, url, embedded, warm)
+    return Services(place, settings, store, kept.tables, address, embedded, warm)
 
 
-def _store(settings: Settings, url: str, embedded: EmbeddedPostgres | None) -> RecordStore:
+def _database(place: Home, settings: Settings) -> tuple[EmbeddedPostgres | None, Callable[[], str]]:
+    """Start the home's own server, or check the address of the user's."""
+    if settings.database_url is not None:
+        url = postgres_address(settings.database_url.get_secret_value())
+        return None, lambda: url
+    embedded = EmbeddedPostgres(place.postgres, _say)
+    embedded.start()
+    return embedded, embedded.url
+
+
+def _say(sentence: str) -> None:
+    """Tell what was repaired, also where no campaign's messages are shown; stdout may be read by a program."""
+    if isinstance(progress.listener, progress.TerminalListener):
+        progress.listener.message(sentence)
+    else:
+        print(f"pixelloop: {sentence}", file=sys.stderr)
+
+
+def _follow(place: Home, embedded: EmbeddedPostgres | None, former: str) -> bool:
+    """Change the home's former path wherever it is saved; a database of the user's own may serve other homes too."""
+    if embedded is not None:
+        if not embedded.is_alone():
+            return False  # whoever runs here still works with the former path
+        for database in embedded.databases():
+            rebase_database(embedded.url(database), former, str(place.root))
+    rebase_files(place.root / "runs", former, str(place.root))
+    return True
+
+
+def _store(settings: Settings, address: Callable[[], str], embedded: EmbeddedPostgres | None) -> RecordStore:
     """Runs are kept on Supabase where a project is named; Optuna and Prefect need a Postgres beside it all the same."""
     if settings.supabase_url is None:
-        return PostgresStore(url, embedded.start if embedded is not None else None)
+        return PostgresStore(address, embedded.start if embedded is not None else None)
     if settings.supabase_key is None:
         raise ConfigError("SUPABASE_URL is set, but SUPABASE_KEY is not: set it to the project's secret key")
     from tasks.store.supabase import SupabaseStore  # a second that most commands can do without

@@ -128,8 +128,8 @@ def open_here(context: Context) -> Iterator[Proposal]:
     """Yield the trials that have not ended and whose folder is in this home."""
     kept = {run.number: run.uid for run in context.store.runs(context.name)}
     for proposal in context.study.running():
-        here = run_uid(context.home.uid, context.name, proposal.number)
-        if kept.get(proposal.number, here) == here:
+        here = {run_uid(uid, context.name, proposal.number) for uid in context.home.uids}
+        if kept.get(proposal.number) in {None, *here}:
             yield proposal
 
 

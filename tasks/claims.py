@@ -32,6 +32,16 @@ class Claim:
             return None
         return cls(file)
 
+    def is_alone(self) -> bool:
+        """Return whether nobody else shares it. Others must be kept from taking it alone meanwhile."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_SH)  # a failed change loses the shared lock
+        return True
+
     def __enter__(self) -> Claim:
         return self
 

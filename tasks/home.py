@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from schema.errors import ConfigError, StoreError
+from tasks import identity
+from tasks.durable import commit, part_of
+from tasks.durable import replace_text as replace_text  # many import it from here
 
 
 @dataclass(frozen=True)
@@ -68,30 +70,26 @@ class Home:
 
     @property
     def uid(self) -> uuid.UUID:
-        """Identity of the home, made at first use and kept.
+        """Return the identity of the home, which is made at first use.
 
         Raises:
             ConfigError: its file is broken.
         """
-        if not self.exists:
-            self.root.mkdir(parents=True, exist_ok=True)
-            part = self._identity.with_suffix(f".{uuid.uuid4().hex}.part")
-            part.write_text(json.dumps({"uid": str(uuid.uuid4())}))
-            try:  # the first of several processes wins
-                self._identity.hardlink_to(part)
-            except FileExistsError:
-                pass
-            finally:
-                part.unlink()
-        try:
-            return uuid.UUID(json.loads(self._identity.read_text())["uid"])
-        except (ValueError, KeyError, TypeError, AttributeError):
-            told = "does not hold the identity of a home: put the file back, or take another --home"
-            raise ConfigError(f"{self._identity} {told}") from None
+        return identity.of(self._identity).uid
+
+    @property
+    def uids(self) -> frozenset[uuid.UUID]:
+        """Return the identity of the home and those of the homes that it was copied from.
+
+        Raises:
+            ConfigError: its file is broken.
+        """
+        known = identity.of(self._identity)
+        return frozenset((known.uid, *known.earlier))
 
     @property
     def _identity(self) -> Path:
-        return self.root / "home.json"
+        return self.root / identity.FILE
 
     @property
     def postgres(self) -> Path:
@@ -226,19 +224,9 @@ def _plain(campaign: str) -> str:
 def copy_atomically(source: Path, target: Path) -> None:
     """Copy a file so that the target is never seen half-written."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(target)
-    shutil.copyfile(source, part)
-    part.replace(target)
-
-
-def replace_text(path: Path, text: str | Iterable[str]) -> Path:
-    """Write a text file, whole or piece by piece, so that it is never seen half-written."""
-    part = _part(path)
-    with part.open("w", encoding="utf-8") as file:
-        file.writelines([text] if isinstance(text, str) else text)
-    return part.replace(path)
-
-
-def _part(path: Path) -> Path:
-    """Where a file grows; each writer has its own: processes of two containers may have one number."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    part = part_of(target)
+    with source.open("rb") as read, part.open("xb") as written:
+        shutil.copyfileobj(read, written)
+        written.flush()
+        os.fsync(written.fileno())
+    commit(part, target)

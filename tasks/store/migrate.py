@@ -6,10 +6,13 @@ The history is kept where the Supabase CLI keeps it, so either may apply a file.
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import Any
 
 import psycopg
 
 from schema.errors import StoreError, StoreUnavailableError
+from tasks.store.address import postgres_address
+from tasks.store.libpq import connect, reason
 
 _LOCK = 7_150_031  # any constant: two programs must not migrate at once
 
@@ -48,14 +51,16 @@ def migrate(url: str) -> list[str]:
         Names of the files that were applied now.
 
     Raises:
+        ConfigError: `url` is no address of a Postgres.
         StoreUnavailableError: no connection.
         StoreError: a file failed, so it and the later ones were not applied; or the user may not change the database.
     """
     applied = []
+    url = postgres_address(url, "the address of the database")
     try:
-        with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
+        with connect(url, autocommit=True) as connection:
             connection.execute("select pg_advisory_lock(%s)", [_LOCK])
-            connection.execute(_BOOTSTRAP)
+            make_roles(connection)
             connection.execute(_HISTORY)
             known = connection.execute("select version from supabase_migrations.schema_migrations").fetchall()
             for name, text in _files():
@@ -64,12 +69,17 @@ def migrate(url: str) -> list[str]:
                     _apply(connection, version, title, text)
                     applied.append(name)
     except psycopg.OperationalError as error:
-        raise StoreUnavailableError(f"the database cannot be reached: {str(error).splitlines()[0]}") from error
+        raise StoreUnavailableError(f"the database cannot be reached: {reason(error)}") from error
     except psycopg.Error as error:
         raise StoreError(
-            f"the database cannot be set up: {str(error).splitlines()[0]}; let its owner or a superuser migrate it once"
+            f"the database cannot be set up: {reason(error)}; let its owner or a superuser migrate it once"
         ) from error
     return applied
+
+
+def make_roles(connection: psycopg.Connection[Any]) -> None:
+    """Make Supabase's roles, which the tables' rights name, where they are missing."""
+    connection.execute(_BOOTSTRAP)
 
 
 def _files() -> list[tuple[str, str]]:
@@ -86,4 +96,4 @@ def _apply(connection: psycopg.Connection[tuple[object, ...]], version: str, tit
                 [version, [text], title],
             )
     except psycopg.Error as error:
-        raise StoreError(f"migration {version}_{title}.sql failed: {str(error).splitlines()[0]}") from error
+        raise StoreError(f"migration {version}_{title}.sql failed: {reason(error)}") from error

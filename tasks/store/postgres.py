@@ -14,6 +14,8 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from schema.errors import NotFoundError, StoreError, StoreUnavailableError
+from tasks.store.address import postgres_address
+from tasks.store.libpq import connect, reason
 from tasks.store.records import RecordStore
 from tasks.store.tables import Row
 
@@ -27,9 +29,19 @@ _AWAY = (psycopg.OperationalError, psycopg.InterfaceError)
 class PostgresTables:
     """Implements `tasks.store.tables.Tables`. One short transaction a call; reconnects once by itself."""
 
-    def __init__(self, url: str, revive: Callable[[], object] | None = None) -> None:
-        """Args: revive: called where the server does not answer, before it is asked once more."""
-        self._url, self._revive = url, revive
+    def __init__(self, url: str | Callable[[], str], revive: Callable[[], object] | None = None) -> None:
+        """Open nothing yet.
+
+        Args:
+            url: the address, or what gives it: a server of ours may come back at another port.
+            revive: called where the server does not answer, before it is asked once more.
+
+        Raises:
+            ConfigError: it is no address of a Postgres.
+        """
+        address = postgres_address(url) if isinstance(url, str) else ""
+        self._url: Callable[[], str] = (lambda: address) if isinstance(url, str) else url
+        self._revive = revive
         self._connection: Connection | None = None
         self._lock = threading.RLock()  # one thread must not close what another has just opened again
 
@@ -88,34 +100,34 @@ class PostgresTables:
                         self._revive()
                     return work(self._open())
         except _AWAY as error:
-            raise StoreUnavailableError(f"the database cannot be reached: {_first_line(error)}") from error
+            raise StoreUnavailableError(f"the database cannot be reached: {reason(error)}") from error
         except psycopg.errors.ForeignKeyViolation as error:
-            raise NotFoundError(_first_line(error)) from error
+            raise NotFoundError(reason(error)) from error
         except psycopg.Error as error:
-            raise StoreError(f"the database refused this: {_first_line(error)}") from error
+            raise StoreError(f"the database refused this: {reason(error)}") from error
 
     def _open(self) -> Connection:
         if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(self._url, autocommit=True, row_factory=dict_row, connect_timeout=10)
+            self._connection = connect(self._url(), autocommit=True, row_factory=dict_row)
         return self._connection
 
 
-def patient_connect(url: str, revive: Callable[[], object]) -> Callable[[], psycopg.Connection[Any]]:
-    """What connects to a server, and where it does not answer revives it first, or waits for it.
+def patient_connect(url: Callable[[], str], revive: Callable[[], object]) -> Callable[[], psycopg.Connection[Any]]:
+    """Return a function that connects to a server. Where the server does not answer, it first revives or awaits it.
 
     The function raises StoreUnavailableError where that is in vain.
     """
 
-    def connect() -> psycopg.Connection[Any]:
+    def patient() -> psycopg.Connection[Any]:
         with contextlib.suppress(psycopg.OperationalError):
-            return psycopg.connect(url, connect_timeout=10)
+            return connect(url())
         revive()
         try:
-            return psycopg.connect(url, connect_timeout=10)
+            return connect(url())
         except psycopg.OperationalError as error:
-            raise StoreUnavailableError(f"the database cannot be reached: {_first_line(error)}") from error
+            raise StoreUnavailableError(f"the database cannot be reached: {reason(error)}") from error
 
-    return connect
+    return patient
 
 
 @contextlib.contextmanager
@@ -138,7 +150,7 @@ def wait_for_server(url: str, patience: float = 600.0) -> None:
     until = time.monotonic() + patience
     while time.monotonic() < until:
         try:
-            psycopg.connect(url, connect_timeout=10).close()
+            connect(url).close()
         except psycopg.OperationalError:
             time.sleep(1.0)
         else:
@@ -148,7 +160,7 @@ def wait_for_server(url: str, patience: float = 600.0) -> None:
 class PostgresStore(RecordStore):
     """The store on a Postgres server."""
 
-    def __init__(self, url: str, revive: Callable[[], object] | None = None) -> None:
+    def __init__(self, url: str | Callable[[], str], revive: Callable[[], object] | None = None) -> None:
         """Args: url: ``postgresql://user:password@host:port/database``; revive: starts the server where it is ours."""
         super().__init__(PostgresTables(url, revive))
 
@@ -157,7 +169,3 @@ def _argument(value: Any) -> Any:
     """A list of texts is an array, everything else that is nested is JSON."""
     is_array = isinstance(value, list) and all(isinstance(item, str) for item in value) and value
     return Jsonb(value) if isinstance(value, dict | list) and not is_array else value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,6 +18,7 @@ from typing import Any
 from schema.errors import StoreError
 from schema.findings import Analysis, Hypothesis, ParameterEffect, Principle, RefusedProposal
 from schema.runs import Artifact, EpochResult, HumanRating, PictureVote, TrainingRun
+from tasks.durable import commit
 from tasks.store.base import Store
 
 Save = Callable[[Store], None]
@@ -89,7 +90,7 @@ class Spool:
             file.writelines(line + b"\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(self.waiting)
+        commit(part, self.waiting)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Let a row wait behind the others."""
@@ -118,7 +119,7 @@ class Spool:
             if row.kind == "unreadable":
                 _append(part, {"kind": row.kind, "line": row.line, "reason": row.reason})
         if part.exists():
-            part.replace(self.refused)
+            commit(part, self.refused)
         else:
             self.refused.unlink(missing_ok=True)
         return again

@@ -19,6 +19,7 @@ from schema.base import Frozen, parse
 from schema.errors import ConfigError, shown
 from schema.parameters import PARAMETERS, Parameters, with_defaults
 from schema.readers import read_toml
+from tasks.durable import replace_text
 
 PLACES = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "output_name", "reg_data_dir", "cache_dir")
 
@@ -131,9 +132,7 @@ def write_config(
     for category, group in itertools.groupby(settable, key=lambda p: p.category):
         document[str(category)] = {p.name: parameters[p.name] for p in group}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(tomlkit.dumps(document), encoding="utf-8")
-    part.replace(path)
+    replace_text(path, tomlkit.dumps(document))
 
 
 def flatten(data: dict[str, Any]) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def test_the_study_lives_in_postgres(postgres_url: str) -> None:
 
 def test_a_database_that_dies_between_two_reports_is_started_again(postgres: EmbeddedPostgres) -> None:
     url = postgres.ensure_database("patience")
-    connect = patient_connect(url, postgres.start)
+    connect = patient_connect(lambda: url, postgres.start)
     study = CampaignStudy.open("night", url.replace("://", "+psycopg://"), SPACE, "random", 0, connect)
     number = study.ask().number
     study.report(number, 1, 50.0)
@@ -227,7 +227,7 @@ def test_numbers_of_other_homes_are_skipped_and_teach_nothing(reopen: Opener) ->
 
 def test_a_database_of_others_is_waited_for(postgres: EmbeddedPostgres) -> None:
     url = postgres.ensure_database("others")
-    connect = patient_connect(url, lambda: wait_for_server(url))
+    connect = patient_connect(lambda: url, lambda: wait_for_server(url))
     study = CampaignStudy.open("night", url.replace("://", "+psycopg://"), SPACE, "random", 0, connect)
     postgres.stop()
     somebody = threading.Timer(1.5, postgres.start)
@@ -236,7 +236,7 @@ def test_a_database_of_others_is_waited_for(postgres: EmbeddedPostgres) -> None:
     somebody.join()
     postgres.stop()
     study.storage.engine.dispose()
-    hopeless = patient_connect(url, lambda: wait_for_server(url, patience=0.0))
+    hopeless = patient_connect(lambda: url, lambda: wait_for_server(url, patience=0.0))
     with pytest.raises(StoreUnavailableError, match="cannot be reached"):
         hopeless()
     postgres.start()

@@ -1,0 +1,1 @@
+"""Back up a home into one file, and restore it: rows, files, settings."""

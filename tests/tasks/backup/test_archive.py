@@ -1,0 +1,114 @@
+"""A torn, changed or hostile file is never taken for a backup."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from schema.errors import ConfigError
+from tasks.backup.archive import extract, written
+
+
+@pytest.fixture
+def backup(tmp_path: Path) -> Path:
+    (tmp_path / "rows").write_bytes(b"r" * 5000)
+    (tmp_path / "empty").touch()
+    with written(tmp_path / "a.pixelloop") as archive:
+        assert archive.add("files/rows", tmp_path / "rows")
+        assert archive.add("files/runs/ü b", tmp_path / "empty")
+        assert not archive.add("files/gone", tmp_path / "gone")
+        archive.close(
+            made_at=datetime.now(UTC), uid=uuid.uuid4(), earlier=(), path="/old", choice="all", databases={},
+            elsewhere=None, files=2,
+        )  # fmt: skip
+    return tmp_path / "a.pixelloop"
+
+
+def test_what_went_in_comes_out(backup: Path, tmp_path: Path) -> None:
+    assert extract(backup, tmp_path / "out").path == "/old"
+    assert (tmp_path / "out" / "files" / "rows").read_bytes() == b"r" * 5000
+    assert (tmp_path / "out" / "files" / "runs" / "ü b").read_bytes() == b""
+    assert backup.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_backup_cut_off_anywhere_is_refused(backup: Path, tmp_path: Path) -> None:
+    data = backup.read_bytes()
+    end = data.rindex(b"manifest.json")
+    for size in (0, 1, 100, 512, 3000, 5632, 6144, end, end + 600):
+        (tmp_path / "torn").write_bytes(data[:size])
+        with pytest.raises(ConfigError, match="is torn, or no backup"):
+            extract(tmp_path / "torn", tmp_path / f"out{size}")
+
+
+def test_a_changed_byte_is_noticed(backup: Path, tmp_path: Path) -> None:
+    backup.write_bytes(backup.read_bytes().replace(b"rrr", b"rxr", 1))
+    with pytest.raises(ConfigError, match="files/rows is not what was backed up"):
+        extract(backup, tmp_path / "out")
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk"), written(tmp_path / "a.pixelloop"):
+        raise OSError("disk full")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_not_overwritten(backup: Path) -> None:
+    with pytest.raises(ConfigError, match="exists"), written(backup):
+        pass
+
+
+def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> Callable[[tarfile.TarFile], None]:
+    def add(tar: tarfile.TarFile) -> None:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, link
+        tar.addfile(info, io.BytesIO())
+
+    return add
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        _member("../outside"),
+        _member("files/../../outside"),
+        _member("/etc/outside"),
+        _member(""),
+        _member("files/link", tarfile.SYMTYPE, "/etc/passwd"),
+        _member("files/link", tarfile.LNKTYPE, "/etc/passwd"),
+        _member("files/pipe", tarfile.FIFOTYPE),
+        _member("files", tarfile.DIRTYPE),
+    ],
+)
+def test_what_leads_out_of_the_home_is_refused(hostile: Callable[[tarfile.TarFile], None], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "evil", "w") as tar:
+        hostile(tar)
+        text = json.dumps({"pixelloop": "backup", "version": 1, "members": {}}).encode()
+        info = tarfile.TarInfo("manifest.json")
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text))
+    with pytest.raises(ConfigError, match="no backup of pixelloop"):
+        extract(tmp_path / "evil", tmp_path / "out" / "in")
+    assert not (tmp_path / "outside").exists()
+    assert not (tmp_path / "out" / "outside").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "", '{"pixelloop": "backup", "version": 1}', '{"members": {"a": 1}}'])
+def test_a_list_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "odd", "w") as tar:
+        info = tarfile.TarInfo("manifest.json")
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text.encode()))
+    with pytest.raises(ConfigError, match="no backup of pixelloop"):
+        extract(tmp_path / "odd", tmp_path / "out")
+
+
+def test_no_file_is_no_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        extract(tmp_path / "nothing", tmp_path / "out")
