@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 
 from benchmarks.replay import Replay, Replayed
 from benchmarks.searchers import Done
-from optimizer.gate import Gate
-from optimizer.stopping import Outlook
-from optimizer.study import CampaignStudy, Proposal
-from optimizer.surrogate import Surrogate
+from optimizer.control.stopping import Outlook
+from optimizer.search.gate import Gate
+from optimizer.search.study import CampaignStudy, Proposal
+from optimizer.search.surrogate import Surrogate
 from schema.campaign import GateSettings, StoppingSettings
 from schema.findings import Decision, GateVerdict
 from schema.parameters import Parameters

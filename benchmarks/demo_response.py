@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.workspace import lay_out
-from optimizer.objective import quality_of
+from optimizer.control.objective import quality_of
 from schema.campaign import load_campaign
 from schema.parameters import Parameters, with_defaults
 from schema.prompts import PromptSuite, load_prompts

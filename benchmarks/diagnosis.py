@@ -43,8 +43,8 @@ from benchmarks.rules import (
 )
 from benchmarks.scores import mean
 from demo.workspace import PACKAGE
-from optimizer.analysis import blamed, diagnose_run
-from optimizer.space import Space
+from optimizer.diagnosis.diagnose import blamed, diagnose_run
+from optimizer.search.space import Space
 from schema.campaign import load_campaign
 from schema.findings import LikelyCause
 from schema.runs import RunHistory

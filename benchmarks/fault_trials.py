@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.faults import PICTURES, Fault, healthy
 from demo.portraits import write_dataset
 from demo.workspace import PACKAGE, SIZE
-from optimizer.objective import best_epoch, quality_of
+from optimizer.control.objective import best_epoch, quality_of
 from schema.parameters import Parameters, with_defaults
 from schema.prompts import PromptSuite, load_prompts
 from schema.runs import EpochMetrics, EpochResult, Outcome, RunHistory, RunStatus, TrainingRun, epoch_uid

@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks.campaigns import measured_runs, surrogate_for
 from benchmarks.replay import Replay
-from optimizer.gate import Gate
-from optimizer.study import CampaignStudy
+from optimizer.search.gate import Gate
+from optimizer.search.study import CampaignStudy
 from schema.campaign import GateSettings
 from schema.findings import Decision
 from schema.runs import RunHistory

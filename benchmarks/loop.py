@@ -27,8 +27,8 @@ import torch
 from safetensors.torch import save_file
 
 from demo.workspace import lay_out
-from flows.prefect_environment import quiet_libraries
-from flows.server import prefect_server
+from flows.runtime.prefect_environment import quiet_libraries
+from flows.runtime.prefect_server import prefect_server
 from schema.runs import Outcome, TrainingRun
 
 _FEW, _PICTURES = 2, 8
@@ -116,7 +116,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         quiet_libraries(folder / "prefect")
-        from flows import wiring
+        from flows.runtime import wiring
 
         night = Night(folder)
         with wiring.session():
@@ -157,8 +157,8 @@ def _trial_seconds(night: Night, name: str, trials: int, epochs: int) -> float:
 
 def _run(night: Night, name: str, trials: int, epochs: int, memory: list[float]) -> list[float]:
     """Run a campaign; when each trial began, and the end. Resident MiB after each epoch go into `memory`."""
-    from flows import progress
     from flows.campaign import campaign
+    from flows.runtime import progress
 
     class Watch(progress.LogListener):
         starts: list[float] = []  # noqa: RUF012 - one instance
@@ -182,7 +182,7 @@ def _run(night: Night, name: str, trials: int, epochs: int, memory: list[float])
 
 def _drawing(night: Night) -> float:
     """Seconds of drawing and measuring one epoch's pictures by themselves, and of the files they are kept in."""
-    from flows import wiring
+    from flows.runtime import wiring
     from tasks.metrics.suite import measure
     from tasks.sampling.pictures import save_pictures, save_sheet
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from benchmarks.tables import Table, space_of
-from optimizer.space import Space
+from optimizer.search.space import Space
 
 Array = NDArray[np.float64]
 

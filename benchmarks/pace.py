@@ -10,11 +10,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from benchmarks.campaigns import DATASET, history_run
 from benchmarks.replay import Replayed
-from optimizer.gate import Gate
-from optimizer.proposer import CONSTRAINT, VIOLATION
-from optimizer.space import KOHYA, Space
-from optimizer.study import CampaignStudy
-from optimizer.surrogate import Surrogate
+from optimizer.search.gate import Gate
+from optimizer.search.proposer import CONSTRAINT, VIOLATION
+from optimizer.search.space import KOHYA, Space
+from optimizer.search.study import CampaignStudy
+from optimizer.search.surrogate import Surrogate
 from schema.campaign import GateSettings
 from schema.runs import Outcome, RunHistory
 

@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from benchmarks.campaigns import measured_runs, surrogate_for
 from benchmarks.replay import Replay
 from benchmarks.search import is_sweep, tables_of
-from optimizer.stopping import Forecast, Outlook
+from optimizer.control.stopping import Forecast, Outlook
 from schema.errors import ConfigError
 from schema.runs import RunHistory
 

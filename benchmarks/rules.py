@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from optimizer.analysis import survey
-from optimizer.analysis.paired import LEAST_PAIRS, Change, missing, verdict_on, worth_of
-from optimizer.analysis.principles import learnt, scope_of
-from optimizer.rules import Rule
-from optimizer.space import Space
+from optimizer.effects.effects import survey
+from optimizer.effects.principles import learnt, scope_of
+from optimizer.experiments.paired import LEAST_PAIRS, Change, missing, verdict_on, worth_of
+from optimizer.search.rules import Rule
+from optimizer.search.space import Space
 from schema.campaign import CampaignFile
 from schema.findings import Principle
 from schema.parameters import Parameters

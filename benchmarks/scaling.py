@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.loop import Night
-from flows.prefect_environment import quiet_libraries
-from flows.server import prefect_server
+from flows.runtime.prefect_environment import quiet_libraries
+from flows.runtime.prefect_server import prefect_server
 
 _EPOCHS = 2
 
@@ -28,7 +28,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         quiet_libraries(folder / "prefect")
-        from flows import wiring
+        from flows.runtime import wiring
 
         night = Night(folder, args.seconds)
         with wiring.session():
@@ -51,8 +51,8 @@ def main() -> None:
 
 def _run(night: Night, name: str, trials: int, workers: int) -> tuple[float, int]:
     """Seconds that the trials of a campaign took altogether, and how many of its settings were tried before."""
-    from flows import progress, wiring
     from flows.campaign import campaign
+    from flows.runtime import progress, wiring
 
     progress.listener = progress.LineListener()
     file, home = night.campaign(name, trials, _EPOCHS, workers), str(night.folder / "home")

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from benchmarks.replay import Replay
 from benchmarks.searchers import Done
-from optimizer.space import numeric
+from optimizer.search.space import numeric
 
 
 def installed() -> bool:

@@ -15,7 +15,7 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from benchmarks.replay import Replay
-from optimizer.space import numeric
+from optimizer.search.space import numeric
 from schema.parameters import Parameters, ParameterValue
 
 

@@ -45,7 +45,8 @@ _PATIENCE = 300.0  # seconds until a campaign that does not recover is given up
 _GRACE = 60.0  # seconds for processes to end after the campaign
 _WEIGHTS = {"trainer": 6, "forkserver": 3, "campaign": 4, "postgres": 3, "prefect": 3, "worker": 3}
 _MODULES = {
-    "tasks.training": "trainer", "flows.prefect_app": "prefect", "flows.workers": "worker", "flows.cli": "campaign",
+    "tasks.training": "trainer", "flows.runtime.prefect_app": "prefect", "flows.worker": "worker",
+    "flows.cli": "campaign",
 }  # fmt: skip
 _CAMPAIGN = """
 [campaign]
@@ -208,8 +209,8 @@ def _kind(process: psutil.Process) -> str | None:
         return "trainer" if forked else "forkserver"
     modules = {
         "tasks.training": "trainer",
-        "flows.prefect_app": "prefect",
-        "flows.workers": "worker",
+        "flows.runtime.prefect_app": "prefect",
+        "flows.worker": "worker",
         "flows.cli": "campaign",
     }
     return next((kind for module, kind in modules.items() if module in words), None)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from optimizer.space import PLAIN, Space
+from optimizer.search.space import PLAIN, Space
 from schema.errors import ConfigError
 from schema.parameters import Parameters, ParameterValue
 

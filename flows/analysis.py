@@ -9,15 +9,15 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows import progress
-from flows.data import audited
-from flows.wiring import Context, open_campaign
-from optimizer.analysis.diagnosis import diagnose_epoch, diagnose_run
-from optimizer.analysis.hypotheses import next_experiments
-from optimizer.analysis.lifecycle import known, settled
-from optimizer.analysis.principles import learnt, scope_of, within
-from optimizer.analysis.survey import quality_effects
-from optimizer.crown import crowned
+from flows.data_audit import audited
+from flows.runtime import progress
+from flows.runtime.wiring import Context, open_campaign
+from optimizer.control.confirmation import crowned
+from optimizer.diagnosis.diagnose import diagnose_epoch, diagnose_run
+from optimizer.effects.effects import quality_effects
+from optimizer.effects.principles import learnt, scope_of, within
+from optimizer.experiments.proposals import next_experiments
+from optimizer.experiments.queue import known, settled
 from schema.errors import NotFoundError, StoreError
 from schema.findings import Analysis, Diagnosis, Hypothesis, Principle
 from schema.runs import RunHistory, TrainingRun

@@ -13,19 +13,19 @@ from pathlib import Path
 from prefect import flow, runtime
 from prefect.artifacts import create_markdown_artifact
 
-from flows import pause, progress
 from flows.analysis import night_note
-from flows.campaign_files import known_campaigns
-from flows.data import audit_before
+from flows.data_audit import audit_before
 from flows.epoch import draw, measure_epoch
-from flows.janitor import signed_in, tidy
-from flows.notices import notify
-from flows.patience import patiently
-from flows.wiring import Context, open_campaign, pin_gpu, session, side_by_side
-from flows.work import analyse, beside_no_test, claim, opened, run_claimed, work
-from flows.workers import Workers
-from optimizer.crown import crowned, repeats_due
-from optimizer.study import Proposal
+from flows.loop import analyse, beside_no_test, claim, opened, run_claimed, work
+from flows.runtime import pause, progress
+from flows.runtime.campaign_files import known_campaigns
+from flows.runtime.notifications import notify
+from flows.runtime.orphaned_runs import signed_in, tidy
+from flows.runtime.retry import patiently
+from flows.runtime.wiring import Context, open_campaign, pin_gpu, session, side_by_side
+from flows.runtime.workers import Workers
+from optimizer.control.confirmation import crowned, repeats_due
+from optimizer.search.study import Proposal
 from schema.campaign import Budget, campaign_json, load_campaign
 from schema.errors import PixelloopError
 from schema.parameters import Parameters
@@ -71,28 +71,13 @@ def _at_work(context: Context) -> Iterator[None]:
             raise
 
 
-@flow(name="worker", flow_run_name="{campaign} worker {number}")
-def worker(campaign: str, campaign_file: str, home: str, number: int, trials: int | None = None) -> str:
-    """Run trials of a campaign beside the process that began it.
-
-    Returns:
-        Why it ended.
-    """
-    with session():
-        context = open_campaign(campaign_file, home)
-        with signed_in(context.home):
-            pin_gpu(context.services.settings.device)
-            pause.end_at(context.file.budget.until)
-            _adopt(context)
-            return work(context, _budget(context, trials), patient=False)
-
-
-def _budget(context: Context, trials: int | None) -> Budget:
+def budget_of(context: Context, trials: int | None) -> Budget:
+    """Return the campaign's budget, with `trials` in place of the file's where given."""
     return context.file.budget.changed(**({"trials": trials} if trials else {}))
 
 
 def _night(context: Context, trials: int | None) -> str:
-    budget = _budget(context, trials)
+    budget = budget_of(context, trials)
     with Workers(context, side_by_side(context.file.campaign.parallel) - 1, trials) as workers:
         with context.study.alone():
             workers.start()  # they load their libraries meanwhile, and wait to ask
@@ -138,7 +123,7 @@ def _as(context: Context, parameters: Parameters) -> Callable[[Proposal], Traini
 def _begin(context: Context) -> None:
     """Audit the data, register the campaign, learn from earlier ones, and measure the base model once."""
     _save(context, "running", audit=audit_before(context).model_dump(mode="json"))
-    if adopted := _adopt(context):
+    if adopted := adopt(context):
         progress.listener.message(f"{adopted} earlier runs on the same model and data are taken into account")
     if context.base() is None:
         stand_in = context.new_run(0, context.space.complete({}))
@@ -147,7 +132,7 @@ def _begin(context: Context) -> None:
         progress.listener.message(f"base model without a LoRA: quality {progress.score(result.quality)}")
 
 
-def _adopt(context: Context) -> int:
+def adopt(context: Context) -> int:
     """Let the search learn from earlier campaigns, and from this one's runs of other homes; how many count."""
     others = [h for h in context.related() if h.run.campaign != context.name or not context.study.holds(h.run.number)]
     return context.study.warm_start(others)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows import progress
-from flows.data import audited
-from flows.wiring import Context, open_campaign
-from optimizer.analysis.diagnosis import diagnose_epoch
-from optimizer.effort import Effort
-from optimizer.objective import quality_of
-from optimizer.stopping import should_stop
+from flows.data_audit import audited
+from flows.runtime import progress
+from flows.runtime.wiring import Context, open_campaign
+from optimizer.control.fidelity import Effort
+from optimizer.control.objective import quality_of
+from optimizer.control.stopping import should_stop
+from optimizer.diagnosis.diagnose import diagnose_epoch
 from schema.prompts import PromptSuite
 from schema.runs import EpochResult, RunHistory, TrainingRun, epoch_uid
 

@@ -6,12 +6,12 @@ import contextlib
 
 from prefect import flow
 
-from flows import interrupt, progress
-from flows.wiring import Context, open_campaign, pin_gpu, session
-from flows.work import claim, open_here, opened, run_claimed
-from optimizer.analysis.lifecycle import noise
-from optimizer.analysis.paired import LEAST_PAIRS, Change, Verdict, missing, verdict_on, worth_of
-from optimizer.study import Proposal
+from flows.loop import claim, open_here, opened, run_claimed
+from flows.runtime import interrupt, progress
+from flows.runtime.wiring import Context, open_campaign, pin_gpu, session
+from optimizer.experiments.paired import LEAST_PAIRS, Change, Verdict, missing, verdict_on, worth_of
+from optimizer.experiments.queue import noise
+from optimizer.search.study import Proposal
 from schema.errors import NotFoundError
 from schema.findings import Decision, GateVerdict
 from schema.parameters import Parameters

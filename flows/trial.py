@@ -17,14 +17,14 @@ from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from rich.markup import escape
 
-from flows import interrupt, pause, progress
-from flows.data import audited
+from flows.data_audit import audited
 from flows.epoch import epoch, tell_study
-from flows.patience import patiently
-from flows.wiring import Context, open_campaign
-from optimizer.analysis.diagnosis import diagnose_run
-from optimizer.budget import ended_at
-from optimizer.objective import best_epoch
+from flows.runtime import interrupt, pause, progress
+from flows.runtime.retry import patiently
+from flows.runtime.wiring import Context, open_campaign
+from optimizer.control.budget import ended_at
+from optimizer.control.objective import best_epoch
+from optimizer.diagnosis.diagnose import diagnose_run
 from schema.errors import PixelloopError, RowRefusedError, StoreUnavailableError, TrialError
 from schema.runs import EpochResult, Outcome, RunHistory, RunStatus, TrainingRun
 from tasks.store.artifacts import settle

@@ -94,3 +94,26 @@ def test_no_room_reaches_into_private_modules_of_frameworks() -> None:
                 parts = node.module.split(".")
                 if parts[0] in {"prefect", "optuna", "optuna_dashboard", "diffusers"}:
                     assert not any(part.startswith("_") for part in parts), f"{path}:{node.lineno} {node.module}"
+
+
+def floor_of(path: Path) -> int:
+    """Floor of a file inside flows: runtime below the flows, the command line above them."""
+    folder = path.relative_to(ROOT / "flows").parts[0]
+    return {"runtime": 0, "cli": 2}.get(folder, 1)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "flows").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_inside_flows_imports_go_down_only(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        if isinstance(node, ast.ImportFrom) and node.module in ("flows", "flows.runtime", "flows.cli"):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in (n for n in names if n and n.startswith("flows.")):
+            floor = {"runtime": 0, "cli": 2}.get(name.split(".")[1], 1)
+            assert floor <= floor_of(path), f"{path}:{getattr(node, 'lineno', 0)} imports {name} from a floor above"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    from benchmarks.house import measure
+
+    assert measure()["circles"] == []

@@ -15,7 +15,7 @@ from benchmarks.prediction import predict_unseen, score
 from benchmarks.replay import Replay
 from benchmarks.search import Result, headline
 from benchmarks.searchers import OPPONENTS, Done
-from optimizer.stopping import Forecast
+from optimizer.control.stopping import Forecast
 from schema.errors import ConfigError
 
 TABLES = made_up_tables()

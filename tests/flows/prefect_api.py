@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from flows.prefect_login import password
+from flows.runtime.prefect_login import password
 
 
 def ask(folder: Path, url: str, method: str, path: str, data: object = None) -> Any:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from demo.workspace import lay_out
-from flows import wiring
 from flows.analysis import keep_diagnoses
+from flows.runtime import wiring
 from schema.runs import Outcome, RunStatus
 from tests.conftest import remove
 from tests.optimizer.worlds import START

@@ -24,10 +24,10 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from demo.workspace import lay_out
-from flows import wiring
-from flows.janitor import tidy
-from flows.prefect_login import password
-from flows.server import prefect_server
+from flows.runtime import wiring
+from flows.runtime.orphaned_runs import tidy
+from flows.runtime.prefect_login import password
+from flows.runtime.prefect_server import prefect_server
 from schema.campaign import campaign_json, load_campaign
 from schema.runs import RunStatus
 from tasks.home import Home

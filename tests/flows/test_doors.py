@@ -24,7 +24,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from flows.prefect_login import VALID_FOR, one_time_link, password, redeem
+from flows.runtime.prefect_login import VALID_FOR, one_time_link, password, redeem
 from schema.errors import ConfigError
 from tasks.dashboard.blind import PicturePair, open_blind
 from tasks.store.embedded import EmbeddedPostgres

@@ -12,11 +12,11 @@ import pytest
 from optuna.trial import TrialState
 
 from demo.workspace import lay_out
-from flows import wiring
+from flows.loop import opened, propose, work
+from flows.runtime import wiring
+from flows.runtime.wiring import Context
 from flows.trial import trial
-from flows.wiring import Context
-from flows.work import opened, propose, work
-from optimizer.study import Proposal
+from optimizer.search.study import Proposal
 from schema.errors import RowRefusedError, TrialError
 from schema.runs import Outcome, RunStatus, TrainingRun
 from tasks.store.embedded import EmbeddedPostgres

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from demo.workspace import lay_out
-from flows.prefect_environment import API_URL, PASSWORD, isolate, server_environment, variables
-from flows.server import prefect_server
+from flows.runtime.prefect_environment import API_URL, PASSWORD, isolate, server_environment, variables
+from flows.runtime.prefect_server import prefect_server
 from schema.errors import ConfigError
 from tasks.store.embedded import EmbeddedPostgres
 from tests.conftest import remove

@@ -93,7 +93,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
 
 def rows(night: Night, sql: str) -> list[tuple[object, ...]]:
     """Ask the database directly; the home's server is started for it."""
-    from flows import wiring
+    from flows.runtime import wiring
 
     with wiring.session():
         services = wiring.open_home(str(night.folder))

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demo.portraits import write_dataset
-from flows.wiring import read_campaign
+from flows.runtime.wiring import read_campaign
 from schema.errors import PixelloopError
 
 LONGEST_MESSAGE = 1200

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from demo.workspace import lay_out
-from flows import wiring
+from flows.runtime import wiring
+from flows.runtime.wiring import Context
 from flows.trial import trial
-from flows.wiring import Context
-from optimizer.budget import hours_used
+from optimizer.control.budget import hours_used
 from tasks.store.embedded import EmbeddedPostgres
 from tests.conftest import remove
 from tests.tasks.store.store_contract import make_epoch

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.analysis import survey
-from optimizer.gate import Gate
-from optimizer.study import CampaignStudy
-from optimizer.surrogate import Surrogate
+from optimizer.effects.effects import survey
+from optimizer.search.gate import Gate
+from optimizer.search.study import CampaignStudy
+from optimizer.search.surrogate import Surrogate
 from schema.campaign import GateSettings
 from schema.findings import Decision
 from schema.runs import Outcome, RunHistory

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.space import Space
+from optimizer.search.space import Space
 from schema.campaign import CampaignFile
 from schema.parameters import Parameters
 from schema.runs import (

@@ -1,0 +1,1 @@
+"""What flows run on: services, processes, Prefect's server, retries, messages."""

@@ -1,0 +1,106 @@
+"""Which file a campaign goes on with, and what it may start.
+
+A path in the database may come from an import, so it counts only inside the home. A file outside it counts where this
+machine has started it before (`tasks.known_campaigns`).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from schema.campaign import load_campaign
+from schema.errors import ConfigError, NotFoundError, StoreError
+from schema.runs import run_uid
+from tasks.known_campaigns import KnownCampaigns
+
+if TYPE_CHECKING:
+    from flows.runtime.wiring import Services
+    from tasks.store.base import CampaignRecord
+
+
+def campaign_path(services: Services, name: str | None) -> Path:
+    """Return the path of a campaign's file, to read it.
+
+    Raises:
+        NotFoundError: its runs were made elsewhere, and its file is not in this home.
+    """
+    return _located(services, services.campaign(name))[0]
+
+
+def path_to_start(services: Services, name: str | None, yes: bool) -> Path:
+    """Return the path of a campaign's file, to start what it names.
+
+    Args:
+        yes: the user agrees that a campaign from elsewhere starts its programs.
+
+    Raises:
+        NotFoundError: its runs were made elsewhere, and its file is not in this home.
+        ConfigError: it came from elsewhere, would start a program, and the user has not agreed.
+    """
+    record = services.campaign(name)
+    path, is_known = _located(services, record)
+    if is_known:
+        return path
+    file = load_campaign(path)
+    if file.sd_scripts is not None:
+        checkout, python = file.sd_scripts
+        told = f"campaign {record.name} was not started here before, and {path} starts {python} with {checkout}"
+        if not (yes or _agrees(told)):
+            raise ConfigError(f"{told}: look at both, and give --yes if you trust them")
+        known_campaigns(services).remember(record.name, path)
+    return path
+
+
+def known_campaigns(services: Services) -> KnownCampaigns:
+    """Return what was started in this home.
+
+    A home of an earlier version has no such list. It is made once from the campaigns whose runs lie in the home.
+    """
+    home, known = services.home, KnownCampaigns(services.home)
+    if not KnownCampaigns.exist(home):
+        for record in services.store.campaigns():
+            if isinstance(record.settings.get("file"), str) and _has_run_here(services, record.name):
+                known.remember(record.name, home.absolute(record.settings["file"]))
+        known.begin()
+    return known
+
+
+def _has_run_here(services: Services, campaign: str) -> bool:
+    home = services.home
+    own = [r for r in services.store.runs(campaign) if r.uid == run_uid(home.uid, campaign, r.number)]
+    return any(home.trial(campaign, run.number).root.is_dir() for run in own)
+
+
+def _located(services: Services, record: CampaignRecord) -> tuple[Path, bool]:
+    """Find a campaign's file, and say whether this machine has started it."""
+    started = known_campaigns(services).file(record.name)
+    if started is not None:
+        return started, True
+    file = record.settings.get("file")
+    if not isinstance(file, str):
+        raise NotFoundError(
+            f"campaign {record.name} holds runs made elsewhere, without a campaign.toml: "
+            "start one with 'pixelloop run campaign.toml', or name another with --campaign"
+        )
+    start = f"start it with 'pixelloop run campaign.toml --home {services.home.root}', or name another with --campaign"
+    try:
+        path = services.home.inside(file)
+        is_there = path.is_file()
+    except (StoreError, OSError):  # a name may be too long for the file system
+        raise NotFoundError(
+            f"campaign {record.name} was not started in this home, and its file {file!r:.200} lies outside it: {start}"
+        ) from None
+    if not is_there or load_campaign(path).campaign.name != record.name:
+        raise NotFoundError(f"campaign {record.name} was not started in this home, and its file is not here: {start}")
+    return path, False
+
+
+def _agrees(told: str) -> bool:
+    """Ask at the terminal; without one nobody agrees."""
+    if not sys.stdin.isatty():
+        return False
+    import typer
+
+    return typer.confirm(f"{told}. Start it?", err=True)

@@ -1,0 +1,1 @@
+"""How a campaign proceeds: budget, stopping, fidelity, objective, confirmation."""

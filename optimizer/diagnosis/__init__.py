@@ -1,0 +1,1 @@
+"""Why a run failed: issues, their causes, and what to change."""

@@ -1,0 +1,128 @@
+"""Why runs have an issue: learnt from the history where it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimizer.effects.responses import NO_CAUSE
+from optimizer.search.rules import text_of
+from optimizer.search.space import active, filled
+from schema.parameters import PARAMETERS, Parameters, ParameterValue
+
+_LEAST = 5  # runs, and of them at least two on each side
+_SIGNIFICANT = 0.1
+_PERMUTATIONS = 499
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A likely cause, what to change, how sure it is, and what it rests on."""
+
+    sentence: str
+    recommendation: str
+    confidence: float
+    evidence: tuple[str, ...] = ()
+    factors: tuple[str, ...] = ()  # the parameters that are blamed
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run as evidence about one issue."""
+
+    name: str
+    parameters: Parameters
+    affected: bool
+    quality: float
+
+
+@dataclass(frozen=True)
+class _Condition:
+    name: str
+    text: str
+    inside: NDArray[np.bool_]
+
+
+def learnt_cause(cases: Sequence[Case], parameters: Parameters) -> Cause | None:
+    """The condition on one parameter that best parts affected from unaffected runs, if chance hardly does so well.
+
+    All conditions that the run in question meets are tried; the permutation test compares with the best
+    of all of them, so it is corrected for how many there are. Parameters that changed together are
+    named together.
+
+    Args:
+        cases: past runs on the same base model and data set, and the one in question.
+        parameters: of the run in question.
+    """
+    affected = np.array([case.affected for case in cases])
+    if len(cases) < _LEAST or affected.sum() < 2 or (~affected).sum() < 2:
+        return None
+    conditions = [c for c in _conditions(cases, parameters) if affected[c.inside].sum() >= 2 and (~c.inside).any()]
+    if not conditions:
+        return None
+    inside = np.array([c.inside for c in conditions], dtype=float)  # (conditions, runs)
+    scores = _scores(inside, affected.astype(float)[:, None])[:, 0]
+    best = int(np.argmax(scores))
+    shuffled = np.random.default_rng(0).permuted(np.tile(affected.astype(float), (_PERMUTATIONS, 1)), axis=1).T
+    chance = _scores(inside, shuffled).max(axis=0)
+    p_value = float((1 + (chance >= scores[best] - 1e-9).sum()) / (_PERMUTATIONS + 1))
+    if p_value > _SIGNIFICANT:
+        return None
+    same = [c for c in conditions if np.array_equal(c.inside, conditions[best].inside)]
+    return _told(cases, affected, conditions[best], same, p_value)
+
+
+def _scores(inside: NDArray[np.float64], affected: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many standard deviations (hypergeometric) more affected runs lie inside than by chance: (conditions, m)."""
+    n, share = inside.shape[1], float(affected[:, 0].mean())
+    size = inside.sum(axis=1, keepdims=True)
+    deviation = np.sqrt(size * (n - size) / (n - 1) * share * (1 - share))
+    return np.asarray((inside @ affected - size * share) / np.maximum(deviation, 1e-12))
+
+
+def _conditions(cases: Sequence[Case], parameters: Parameters) -> Iterator[_Condition]:
+    wanted = active(parameters)
+    used = [active(case.parameters) for case in cases]
+    for name, spec in PARAMETERS.items():
+        if spec.derived or name in NO_CAUSE or wanted[name] is None:
+            continue
+        values = [p[name] for p in used]
+        if len(set(values)) > 1 and len({filled(case.parameters)[name] for case in cases}) > 1:
+            yield from _about(name, wanted[name], values)
+
+
+def _about(name: str, wanted: ParameterValue, values: Sequence[ParameterValue]) -> Iterator[_Condition]:
+    if isinstance(wanted, bool | str) or wanted is None:
+        yield _Condition(name, f"= {text_of(wanted)}", np.array([v == wanted for v in values]))
+        return
+    numbers = np.array([float(v) if isinstance(v, int | float) else np.nan for v in values])
+    for cut in np.unique(numbers[~np.isnan(numbers)]):
+        if wanted >= cut:
+            yield _Condition(name, f">= {text_of(float(cut))}", numbers >= cut)
+        if wanted <= cut:
+            yield _Condition(name, f"<= {text_of(float(cut))}", numbers <= cut)
+
+
+def _told(
+    cases: Sequence[Case], affected: NDArray[np.bool_], found: _Condition, same: Sequence[_Condition], p_value: float
+) -> Cause:
+    inside, hit = int(found.inside.sum()), int(affected[found.inside].sum())
+    outside, missed = int((~found.inside).sum()), int(affected[~found.inside].sum())
+    both = {c.name: c for c in same}
+    text = " or ".join(f"{c.name} {c.text}" for c in both.values())
+    together = ", which changed together here" if len(both) > 1 else ""
+    good = max(
+        (c for c, i in zip(cases, found.inside, strict=True) if not i), key=lambda c: (not c.affected, c.quality)
+    )
+    values = active(good.parameters)
+    instead = " and ".join(f"{name} = {text_of(values[name])}" for name in both)
+    return Cause(
+        sentence=f"{text}{together}: {hit} of {inside} such runs show it, but {missed} of the {outside} others",
+        recommendation=f"try {instead} as in {good.name}",
+        confidence=min((hit + 1) / (inside + 2) * (1 - p_value) / len(both), 0.95),
+        evidence=tuple(c.name for c, i in zip(cases, found.inside, strict=True) if i and c.affected),
+        factors=tuple(both),
+    )

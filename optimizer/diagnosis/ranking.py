@@ -1,0 +1,230 @@
+"""What may be blamed for a run: settings unlike those of healthy runs, known risks, findings of the data audit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from optimizer.diagnosis.known_causes import judged
+from optimizer.diagnosis.reference_runs import ALPHAS, Departure, Healthy
+from optimizer.search.rules import Rule, text_of
+from schema.findings import DataAudit, Level, LikelyCause
+from schema.parameters import PARAMETERS
+from schema.runs import RunHistory
+from schema.states import IssueName
+
+_NEAR = 0.15  # spans outside healthy runs that are still near them
+_SCALE = 0.3  # spans at which a departure has even odds
+_FAR = 0.5  # spans at which a setting is told although no harm was measured
+_MOST_ODDS = 6.0
+_UNKNOWN = 0.3  # odds of a cause that nothing here names
+_EXPLAINS, _FAILS_TO = 3.0, 0.5
+_LEAST_ODDS = 0.1
+_ABSOLVED = 2  # healthy runs with the same risk
+
+BLOWN_UP = frozenset((IssueName.DIVERGED, IssueName.COLLAPSED, IssueName.LOW_QUALITY, IssueName.OSCILLATING))
+FALSE_COLOURS = frozenset(
+    (IssueName.WRONG_BACKGROUND, IssueName.WRONG_HAIR, IssueName.TWO_TONED_HAIR, IssueName.MISSING_CROWN)
+)
+SOFT = frozenset((IssueName.BLURRED, IssueName.NOISY_PALETTE, IssueName.PHOTOREALISTIC))
+UNLEARNT = (
+    frozenset(
+        (
+            IssueName.LOW_QUALITY,
+            IssueName.UNDERTRAINED,
+            IssueName.PHOTOREALISTIC,
+            IssueName.BLURRED,
+            IssueName.NOISY_PALETTE,
+        )
+    )
+    | FALSE_COLOURS
+)
+OVERDONE = frozenset((IssueName.OVERTRAINED, IssueName.MEMORISED))
+
+
+@dataclass(frozen=True)
+class _Risk:
+    """A setting that is known to spoil training, whatever runs were seen."""
+
+    factor: str
+    rules: tuple[str, ...]
+    sentence: str
+    mend: str
+    odds: float
+    explains: frozenset[str] | None = None  # a suspect of these issues alone; None: of any
+
+
+_RISKS = (
+    _Risk("learning_rate", ("learning_rate >= 0.005",), "so high a learning rate destroys what the base model knew",
+          "lower learning_rate tenfold", 0.5, BLOWN_UP),
+    _Risk("keep_tokens", ("shuffle_caption == true", "keep_tokens == 0"),
+          "shuffling moves the first tag", "set keep_tokens = 1", 0.6),
+    _Risk("color_aug", ("color_aug == true",),
+          "random colour shifts spoil exact colours", "set color_aug = false", 0.8),
+    _Risk("noise_offset", ("noise_offset > 0.2",), "so high a noise offset shifts flat colours",
+          "lower noise_offset to 0.1 or less", 0.8),
+    _Risk("network_dim", ("network_dim >= 256",), "so high a rank has room for photographs and noise",
+          "lower network_dim to 32 or less", 0.6),
+    _Risk("caption_dropout_rate", ("caption_dropout_rate > 0.4",),
+          "so many dropped captions loosen the tie of words and pictures", "lower caption_dropout_rate", 0.6),
+    _Risk("caption_tag_dropout_rate", ("caption_tag_dropout_rate > 0.5",),
+          "so many dropped tags loosen the tie of words and features", "lower caption_tag_dropout_rate", 0.6),
+    _Risk("resize_interpolation", ("resize_interpolation != nearest",),
+          "interpolation softens pixel art's edges where pictures are scaled", "set resize_interpolation = nearest",
+          0.3),
+)  # fmt: skip
+
+_DATA: dict[str, tuple[str, float, frozenset[str]]] = {
+    "caption_mismatch": ("captions", 3.0, FALSE_COLOURS | {IssueName.LOW_QUALITY}),
+    "shared_code": ("captions", 3.0, FALSE_COLOURS | {IssueName.LOW_QUALITY}),
+    "code_without_feature": ("captions", 0.8, FALSE_COLOURS),
+    "equal_captions": ("captions", 0.8, FALSE_COLOURS | OVERDONE),
+    "too_many_tokens": ("captions", 0.6, FALSE_COLOURS),
+    "unprotected_trigger": ("captions", 0.0, frozenset()),  # told by the setting
+    "soft_edges": ("data", 3.0, SOFT | {IssueName.LOW_QUALITY}),
+    "fractional_upscaling": ("data", 0.3, SOFT),
+    "duplicates": ("data", 0.8, OVERDONE),
+    "mixed_sizes": ("data", 0.5, SOFT),
+    "few_pictures": ("data", 2.0, OVERDONE | FALSE_COLOURS | {IssueName.LOW_QUALITY}),
+}
+"""By check: category, odds where every picture is concerned, and the issues that it explains."""
+
+_TOO_HIGH: dict[str, frozenset[str]] = {
+    "learning_rate": BLOWN_UP | OVERDONE, "unet_lr": BLOWN_UP | OVERDONE, "text_encoder_lr": BLOWN_UP | FALSE_COLOURS,
+    "network_alpha": BLOWN_UP, "conv_alpha": BLOWN_UP | SOFT,
+    "network_dim": BLOWN_UP | SOFT | OVERDONE | {IssueName.OOM},
+    "conv_dim": BLOWN_UP | SOFT, "max_train_epochs": OVERDONE, "noise_offset": BLOWN_UP | FALSE_COLOURS | SOFT,
+    "train_batch_size": frozenset((IssueName.OOM, IssueName.UNDERTRAINED)), "resolution": frozenset((IssueName.OOM,)),
+    "caption_dropout_rate": FALSE_COLOURS, "caption_tag_dropout_rate": FALSE_COLOURS,
+}  # fmt: skip
+_TOO_LOW: dict[str, frozenset[str]] = {
+    "learning_rate": UNLEARNT, "unet_lr": UNLEARNT, "text_encoder_lr": FALSE_COLOURS, "network_alpha": UNLEARNT,
+    "network_dim": UNLEARNT, "conv_dim": SOFT, "max_train_epochs": UNLEARNT, "keep_tokens": FALSE_COLOURS,
+}  # fmt: skip
+"""Issues that a parameter outside healthy runs explains; those of others are unknown."""
+
+
+@dataclass(frozen=True)
+class _Suspect:
+    cause: LikelyCause
+    odds: float
+    explains: frozenset[str] | None
+    clear: bool = True  # worth telling although no harm was measured
+
+
+def likely_causes(
+    run: RunHistory, healthy: Healthy, audit: DataAudit | None, issues: Sequence[str]
+) -> tuple[LikelyCause, ...]:
+    """Suspects by their chance to be the cause, the likeliest first.
+
+    The odds of a suspect grow with how far its setting lies outside healthy runs, or with the share of pictures that
+    a finding concerns; they rise if it explains an issue that was seen, and fall if it explains none. The chance is
+    the share of all odds, those of a cause that nothing here names included.
+
+    Args:
+        run: the run in question.
+        healthy: good runs to compare with; without any only known risks and the data are suspects.
+        audit: of the run's data set.
+        issues: names of what is wrong with the run; where nothing was measured to be wrong, only clear suspects count.
+    """
+    told: dict[str, _Suspect] = {}
+    for suspect in (*_of_data(run, audit), *_of_settings(run, healthy), *_of_risks(run, healthy, issues)):
+        known = told.get(suspect.cause.factor, suspect)
+        surer = max(known, suspect, key=lambda s: s.odds)
+        told[suspect.cause.factor] = replace(surer, clear=known.clear or suspect.clear)
+    weighed = [(s.cause, s.odds * _match(s.explains, issues)) for s in told.values() if issues or s.clear]
+    total = sum(odds for _, odds in weighed) + _UNKNOWN
+    ranked = sorted((pair for pair in weighed if pair[1] >= _LEAST_ODDS), key=lambda pair: -pair[1])
+    return tuple(cause.changed(confidence=odds / total) for cause, odds in ranked)
+
+
+def _match(explains: frozenset[str] | None, issues: Sequence[str]) -> float:
+    if not issues or explains is None:
+        return 1.0
+    return _EXPLAINS if explains & set(issues) else _FAILS_TO
+
+
+def _of_settings(run: RunHistory, healthy: Healthy) -> Iterator[_Suspect]:
+    for departure in healthy.departures(run):
+        if departure.size > _NEAR:
+            yield _departed(departure, healthy)
+
+
+def _departed(d: Departure, healthy: Healthy) -> _Suspect:
+    spec = PARAMETERS[d.name]
+    ratio = f" / {ALPHAS[d.name]}" if d.name in ALPHAS else ""
+    usual = _span_text(d)
+    explains = None if d.high is None else (_TOO_HIGH if d.high else _TOO_LOW).get(d.name)
+    number = d.name == "num_images"
+    mend = "add different pictures" if number else f"set {d.name}{ratio} {_there(d)}, as healthy runs have it"
+    odds = min((d.size / _SCALE) ** 2, _MOST_ODDS)
+    factor = "few_pictures" if number else d.name
+    return _Suspect(
+        LikelyCause(
+            factor=factor, category=str(spec.category),
+            sentence=f"{d.name}{ratio} = {text_of(d.value)} where {_of_whom(d, healthy)} {usual}",
+            recommendation=mend, confidence=0.0, evidence=tuple(h.run.run_name for h in healthy.runs[:5]),
+        ),
+        0.0 if number and d.high else odds, explains, d.size >= _FAR,
+    )  # fmt: skip
+
+
+def _of_whom(d: Departure, healthy: Healthy) -> str:
+    """Whom a departure is held against, as '6 healthy runs have'."""
+    if d.runs == len(healthy.runs):
+        return f"{d.runs} healthy runs have"
+    return f"the {d.runs} healthy runs that use it have" if d.runs > 1 else "the one healthy run that uses it has"
+
+
+def _there(d: Departure) -> str:
+    """Where to set a parameter, as 'to 8' or 'between 0.0002 and 0.002'."""
+    low, high = d.usual[0], d.usual[-1]
+    span = d.high is not None and text_of(low) != text_of(high)
+    return f"between {text_of(low)} and {text_of(high)}" if span else f"to {_span_text(d)}"
+
+
+def _span_text(d: Departure) -> str:
+    if d.high is None:
+        return " or ".join(text_of(v) for v in d.usual)
+    low, high = d.usual[0], d.usual[-1]
+    return text_of(low) if low == high else f"{text_of(low)} to {text_of(high)}"
+
+
+def _of_risks(run: RunHistory, healthy: Healthy, issues: Sequence[str]) -> Iterator[_Suspect]:
+    for risk in _RISKS:
+        if risk.explains is not None and not risk.explains & set(issues):
+            continue
+        rules = [Rule.parse(text) for text in risk.rules]
+        if not _meets(run, rules) or sum(_meets(h, rules) for h in healthy.runs) >= _ABSOLVED:
+            continue
+        value = text_of(run.run.all_parameters.get(risk.factor, PARAMETERS[risk.factor].default))
+        cause = LikelyCause(
+            factor=risk.factor, category=str(PARAMETERS[risk.factor].category),
+            sentence=f"{risk.sentence} ({risk.factor} = {value}; general experience)", recommendation=risk.mend,
+            confidence=0.0,
+        )  # fmt: skip
+        yield _Suspect(cause, risk.odds, risk.explains)
+
+
+def _meets(run: RunHistory, rules: Sequence[Rule]) -> bool:
+    used = judged(run.run.all_parameters)
+    return all(used[rule.left] is not None and rule.holds(used) for rule in rules)
+
+
+def _of_data(run: RunHistory, audit: DataAudit | None) -> Iterator[_Suspect]:
+    if audit is None:
+        return
+    flips = bool(run.run.all_parameters.get("flip_aug"))
+    for found in audit.findings:
+        category, odds, explains = _DATA.get(found.check, ("data", 0.0, frozenset()))
+        factor = found.check
+        if found.check == "sided_tags" and flips:
+            factor, category, odds, explains = "flip_aug", "data", 3.0, FALSE_COLOURS | SOFT | {IssueName.LOW_QUALITY}
+        elif found.level is Level.NOTE:
+            continue
+        cause = LikelyCause(
+            factor=factor, category=category, sentence=found.sentence, recommendation=found.mend, confidence=0.0,
+            evidence=(f"audit: {found.check}", *found.files),
+        )  # fmt: skip
+        yield _Suspect(cause, odds * math.sqrt(found.share), explains, odds >= 1)

@@ -1,0 +1,1 @@
+"""Which parameters matter, and which rules good runs keep."""

@@ -1,0 +1,1 @@
+"""What to run next, and whether to run it: space, study, surrogate, gate."""

@@ -1,0 +1,47 @@
+"""What the gate did to a campaign: what it refused, what that saved, and how often it was wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from optimizer.control.budget import hours_used
+from optimizer.history import failed, informative
+from schema.findings import GateLedger, RefusedProposal
+from schema.runs import RunHistory
+from schema.states import GateRule
+
+_DEFECTS = (GateRule.PREDICTED_FAILURE, GateRule.KNOWN_FAILURE)
+_NEVER = GateRule.HARD_RULE  # a user's own limit: such a run would not have been made anyway
+
+
+def ledger(history: Sequence[RunHistory], refusals: Sequence[RefusedProposal], failed_quality: float) -> GateLedger:
+    """The gate's account of one campaign.
+
+    Args:
+        history: the campaign's runs.
+        refusals: what was refused in it.
+        failed_quality: best quality (0-100) below which a run failed.
+    """
+    told = informative(history)
+    audited = [h for h in told if h.run.verdict is not None and h.run.verdict.rule == GateRule.AUDIT]
+    return GateLedger(
+        refusals=tuple(sorted(refusals, key=lambda refusal: refusal.number)),
+        audited=tuple(h.run.run_name for h in audited),
+        wrong=tuple(h.run.run_name for h in audited if not failed(h, failed_quality)),
+        hours_saved=_saved(told, refusals, failed_quality),
+    )
+
+
+def _saved(told: Sequence[RunHistory], refusals: Sequence[RefusedProposal], failed_quality: float) -> float | None:
+    """Hours that what was refused would have taken: runs that fail often end sooner than others."""
+    fine: list[float] = []
+    bad: list[float] = []
+    for run in told:
+        if run.run.finished_at is not None:
+            (bad if failed(run, failed_quality) else fine).append(hours_used([run]))
+    if not fine and not bad:
+        return None
+    usual, failing = median(fine or bad), median(bad or fine)
+    rules = [refusal.verdict.rule for refusal in refusals if refusal.verdict.rule != _NEVER]
+    return float(sum(failing if rule in _DEFECTS else usual for rule in rules))
