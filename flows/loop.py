@@ -17,6 +17,7 @@ from flows.runtime.retry import patiently
 from flows.runtime.wiring import Context
 from flows.trial import trial
 from optimizer.control.budget import hours_left, hours_used, spent
+from optimizer.control.scheduling import Run, Stop, next_step
 from optimizer.experiments.queue import queue_of, refused, started
 from optimizer.search.acquisition import expected_gain
 from optimizer.search.study import Proposal
@@ -48,15 +49,23 @@ def work(context: Context, budget: Budget, patient: bool = True) -> str:
             return over
         with context.study.alone():
             claimed = _cut_off(context)
-            reason = None if claimed else _spent(context, budget)
-            if claimed is None and reason is None and _room(context, budget):
+            step = next_step(
+                cut_off=None if claimed is None else claimed[0],
+                spent=None if claimed else _spent(context, budget),
+                finished=len(_finished(context)),
+                running=len(context.study.running()),
+                running_here=len(list(open_here(context))),
+                trials=budget.trials,
+                patient=patient,
+            )
+            if isinstance(step, Run):
                 claimed = claim(context, propose(context))
         if claimed is not None:
             run_claimed(context, *claimed, budget)
-        elif any(open_here(context)) and (patient or reason is None):
-            time.sleep(_LOOK)
+        elif isinstance(step, Stop):
+            return step.reason
         else:
-            return reason or "the rest of the budget runs on other machines"
+            time.sleep(_LOOK)
 
 
 def beside_no_test(home: Home) -> Claim:
@@ -114,7 +123,8 @@ def _cut_off(context: Context) -> tuple[int, Claim] | None:
         try:
             run = context.store.run(context.name, proposal.number)
         except NotFoundError:  # cut off between the ask and the first row: judge it as if just asked
-            if not _accept(context, proposal, *_judge(context, proposal, skips=0)):
+            surrogate = context.surrogate(context.store.history())
+            if not _accept(context, proposal, *_judge(context, proposal, surrogate, skips=0)):
                 claimed[1].release()
                 continue
         else:
@@ -184,11 +194,6 @@ def _added(context: Context, run: TrainingRun) -> bool:
     return True
 
 
-def _room(context: Context, budget: Budget) -> bool:
-    """Whether the trials that are open now leave one of the budget."""
-    return len(_finished(context)) + len(context.study.running()) < budget.trials
-
-
 def propose(context: Context) -> int:
     """Ask until the gate lets a proposal through; what it refuses is kept with the reason.
 
@@ -200,7 +205,7 @@ def propose(context: Context) -> int:
     while True:
         surrogate = context.surrogate(context.store.history())
         proposal = _ask(context, suggestions.pop(0) if suggestions else None, surrogate)
-        verdict, prediction = _judge(context, proposal, skips)
+        verdict, prediction = _judge(context, proposal, surrogate, skips)
         if verdict.decision is Decision.RUN:
             if _accept(context, proposal, verdict, prediction):
                 return proposal.number
@@ -229,9 +234,10 @@ def _note_queue(context: Context, before: list[Hypothesis], after: list[Hypothes
         context.store.save_hypotheses(after)
 
 
-def _judge(context: Context, proposal: Proposal, skips: int) -> tuple[GateVerdict, Prediction]:
+def _judge(context: Context, proposal: Proposal, surrogate: Surrogate, skips: int) -> tuple[GateVerdict, Prediction]:
+    """Judge a proposal by the surrogate that it was made with: fitting is most of what a proposal costs."""
     parameters = context.space.complete(proposal.parameters)
-    prediction = context.surrogate(context.store.history()).predict(parameters)
+    prediction = surrogate.predict(parameters)
     return context.gate.judge(parameters, prediction, context.related(), proposal.number, skips), prediction
 
 

@@ -24,7 +24,7 @@ def spent(
     if budget.target_quality is not None and best_quality is not None and best_quality >= budget.target_quality:
         return f"quality {best_quality:.1f} reached the target of {budget.target_quality:g}"
     if trials_done >= budget.trials:
-        return f"all {budget.trials} trials are done"
+        return f"all {budget.trials} trials are done" if budget.trials > 1 else "the only trial is done"
     if budget.hours is not None and hours >= budget.hours:
         return f"{hours:.1f} of {budget.hours:g} hours are used"
     if budget.money is not None and budget.price_per_hour is not None and hours * budget.price_per_hour >= budget.money:
