@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
 import threading
-import time
+
+from rich.markup import escape
 
 from flows.runtime import progress
+from flows.runtime.restarts import Restarts
 from flows.runtime.wiring import Context, unpinned
+from schema.errors import PixelloopError
 from tasks.child_process import module_command
 
 WORKER_GRACE = 60.0
 """Seconds for a worker to save its trial."""
-_SHORT, _OFTEN = 60.0, 3
 EXPLAINED = 2
 """Exit code of a process that has said in a sentence why it cannot go on."""
 
@@ -51,17 +52,19 @@ class Workers:
                 process.kill()
 
     def _keep(self, number: int) -> None:
-        """Follow a process to its end, and start it again unless it dies at once each time."""
-        short = 0
-        while not self._ended.is_set() and short < _OFTEN:
-            began = time.monotonic()
+        """Follow a process to its end and restart it, unless it keeps dying at once."""
+        restarts = Restarts(f"worker {number}", str(self._log), _warn)
+        while not self._ended.is_set():
+            restarts.started()
             code = self._run(number)
             if self._ended.is_set() or code in (0, EXPLAINED):
                 return
-            short = short + 1 if time.monotonic() - began < _SHORT else 0
-            how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            then = f"given up, see {self._log}" if short == _OFTEN else "started again"
-            progress.listener.message(f"[yellow]worker {number}[/] {how} and is {then}")
+            try:
+                pause = restarts.died(code)
+            except PixelloopError as error:  # the campaign goes on with the others
+                _warn(str(error))
+                return
+            self._ended.wait(pause)
 
     def _run(self, number: int) -> int:
         with self._log.open("ab") as log:
@@ -74,3 +77,7 @@ class Workers:
         for line in process.stdout:
             progress.listener.message(line.rstrip())
         return process.wait()
+
+
+def _warn(message: str) -> None:
+    progress.listener.message(f"[yellow]{escape(message)}[/]")
