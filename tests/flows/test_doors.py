@@ -31,7 +31,7 @@ from tasks.store.embedded import EmbeddedPostgres
 from tests.conftest import remove
 from tests.flows.chromium import Browser, Page, chromium, until
 from tests.flows.prefect_api import ask
-from tests.flows.test_up import free_port, listening, of_home, pixelloop
+from tests.flows.test_stack import free_port, listening, of_home, pixelloop
 
 EVIL = "evil.example"
 FOREIGN = """

@@ -20,7 +20,7 @@ from tasks.store.embedded import EmbeddedPostgres
 from tests.conftest import remove
 from tests.flows.chromium import until
 from tests.flows.prefect_api import ask
-from tests.flows.test_up import free_port
+from tests.flows.test_stack import free_port
 
 PROGRAM = Path(sys.executable).with_name("pixelloop")
 NOBODY = "http://127.0.0.1:9"

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from demo.workspace import lay_out
-from tests.flows.test_up import listening, of_home
+from tests.flows.test_stack import listening, of_home
 
 pytestmark = pytest.mark.e2e
 TRIALS, EPOCHS = 2, 2

@@ -16,7 +16,7 @@ from demo.workspace import lay_out
 from flows.cli.main import app
 
 COMMANDS = dict(typer.main.get_command(app).commands.items())  # type: ignore[attr-defined]
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 
 
 def pixelloop(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

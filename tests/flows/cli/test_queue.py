@@ -14,7 +14,7 @@ from optimizer.experiments.queue import by_hand
 from schema.errors import NotFoundError
 from schema.findings import Hypothesis
 from schema.runs import Outcome
-from tests.flows.test_cli_principles import ask, home  # noqa: F401  # a fixture
+from tests.flows.cli.test_principles import ask, home  # noqa: F401  # a fixture
 from tests.tasks.store.store_contract import make_epoch
 
 

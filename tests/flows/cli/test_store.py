@@ -11,7 +11,7 @@ import pytest
 
 from tasks.store.embedded import EmbeddedPostgres
 from tests.conftest import remove
-from tests.flows.test_cli import pixelloop
+from tests.flows.cli.test_main import pixelloop
 
 SCORES = """run_name,epoch,visual,style,prompt,words,network_dim
 knights-v7,7,6,6,6,colours bleed,64

@@ -22,7 +22,7 @@ from schema.errors import ConfigError, NotFoundError
 from schema.runs import run_uid
 from tasks.known_campaigns import KnownCampaigns
 from tasks.store.embedded import EmbeddedPostgres
-from tests.flows.test_cli import pixelloop
+from tests.flows.cli.test_main import pixelloop
 from tests.tasks.store.store_contract import make_run
 
 

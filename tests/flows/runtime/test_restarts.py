@@ -20,7 +20,7 @@ from tasks.home import Home
 from tasks.store.embedded import EmbeddedPostgres
 from tests.conftest import remove
 from tests.flows.chromium import until
-from tests.flows.test_up import free_port, of_home, pixelloop
+from tests.flows.test_stack import free_port, of_home, pixelloop
 
 
 def test_pauses_grow_and_end_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
