@@ -48,7 +48,7 @@ def work(context: Context, budget: Budget, patient: bool = True) -> str:
         if (over := pause.time_is_up()) is not None:
             return over
         with context.study.alone():
-            claimed = _cut_off(context)
+            claimed = cut_off_trial(context)
             step = next_step(
                 cut_off=None if claimed is None else claimed[0],
                 spent=None if claimed else _spent(context, budget),
@@ -113,7 +113,7 @@ def analyse(context: Context, number: int | None = None) -> None:
         progress.listener.message(f"[red]the analysis failed[/]: {state.message}")
 
 
-def _cut_off(context: Context) -> tuple[int, Claim] | None:
+def cut_off_trial(context: Context) -> tuple[int, Claim] | None:
     """A trial that was asked for and that nobody runs."""
     _give_up_taken(context)
     for proposal in open_here(context):
@@ -147,7 +147,7 @@ def _give_up_taken(context: Context) -> None:
     """End trials of this home whose number an import, or another home on the same store, has taken."""
     elsewhere = {run.number for run in context.store.runs(context.name) if not context.owns(run)}
     for proposal in context.study.running():
-        asked_here = proposal.home == str(context.home.uid)
+        asked_here = proposal.home in {str(uid) for uid in context.home.uids}
         # An embedded study belongs to one home; trials of earlier versions do not say who asked.
         alone = proposal.home is None and context.services.embedded is not None
         if proposal.number in elsewhere and (asked_here or alone):
@@ -158,9 +158,9 @@ def _give_up_taken(context: Context) -> None:
 def _taken(context: Context) -> set[int]:
     """Return the numbers that runs and refused proposals of other homes have in this campaign."""
     runs = {run.number for run in context.store.runs(context.name) if not context.owns(run)}
-    own = context.home.uid
+    own = context.home.uids
     refusals = context.store.refusals(context.name)
-    return runs | {r.number for r in refusals if r.uid != refusal_uid(own, context.name, r.number)}
+    return runs | {r.number for r in refusals if r.uid not in {refusal_uid(u, context.name, r.number) for u in own}}
 
 
 def opened(context: Context, suggested: Parameters, record: Callable[[Proposal], TrainingRun]) -> int:

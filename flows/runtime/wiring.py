@@ -262,8 +262,12 @@ class Context:
         return self.home.trial(self.name, number)
 
     def owns(self, run: TrainingRun) -> bool:
-        """Return whether this home made the run: those of an import or of another home have another identity."""
-        return run.uid == run_uid(self.home.uid, run.campaign, run.number)
+        """Return whether the run belongs to this home.
+
+        It does where this home made it, or the home that this one was copied or restored from. Runs of an import or of
+        another home on the same store do not.
+        """
+        return run.uid in {run_uid(uid, run.campaign, run.number) for uid in self.home.uids}
 
     def related(self) -> list[RunHistory]:
         """All runs on this base model and data set, of any campaign: what decisions compare with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 from demo.workspace import lay_out
-from flows.loop import opened, propose, work
+from flows.loop import cut_off_trial, open_here, opened, propose, work
 from flows.runtime import wiring
 from flows.runtime.wiring import Context
 from flows.trial import trial
@@ -154,3 +155,26 @@ def test_a_run_whose_row_is_refused_stops_the_campaign(contexts: tuple[Context, 
     with pytest.raises(RowRefusedError, match=r"refuses run demo-000.*no_end"):
         trial.fn("demo", str(context.path), str(context.home.root), number)
     assert context.study.is_open(number)
+
+
+def test_a_copied_home_goes_on_with_what_its_original_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXELLOOP_WARM_TRAINER", "false")
+    file = str(lay_out(tmp_path))
+    with wiring.session():
+        original = wiring.open_campaign(file, str(tmp_path / "a"))
+        finish(original, propose(original), 50.0)
+        assert propose(original) == 1
+    subprocess.run(["cp", "-a", str(tmp_path / "a"), str(tmp_path / "b")], check=True)
+    with wiring.session():
+        copy = wiring.open_campaign(file, str(tmp_path / "b"))
+        assert copy.home.uid != original.home.uid
+        assert [copy.owns(run) for run in copy.store.runs("demo")] == [True, True]
+        assert [proposal.number for proposal in open_here(copy)] == [1]
+        claimed = cut_off_trial(copy)
+        assert claimed is not None
+        claimed[1].release()
+        assert propose(copy) == 2
+        states = [trial.state for trial in copy.study.study.trials]
+        assert states == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.RUNNING]
+    for home in ("a", "b"):
+        remove(EmbeddedPostgres(tmp_path / home / "postgres"))
