@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each makes the virtual environment first if it is missing.
+# `make demo` and `make test`; `make quick` while you work. Each makes the virtual environment first if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,10 +6,16 @@ AUDIT := $(VENV)/audit
 # One thread each for trainer and sampler: on small CPUs two cost more than they bring.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check audit format chromium clean
+.PHONY: demo quick test check audit format chromium clean
 
 demo: $(VENV)/.ready
 	$(BIN)/pixelloop demo
+
+# The inner loop: no process, no database, no model.
+quick: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --quick tests/schema tests/optimizer tests/tasks tests/test_layers.py
 
 test: $(VENV)/.ready check tests/supabase/node_modules chromium
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,7 +1,8 @@
 """Which campaign files were started on this machine: only these may lie outside the home.
 
 The database names a campaign's file as well, but its rows may come from an import. This list lies in the home, no
-import writes it, and it counts only in the folder that it was written in: a copied or unpacked home starts without it.
+import writes it, and it counts only in the folder that it was written in. A copied or restored home keeps of it what
+the home that it was copied from, where that still exists on this machine, trusts as well.
 """
 
 from __future__ import annotations
@@ -45,15 +46,26 @@ class KnownCampaigns:
 
     def _write(self, files: dict[str, str]) -> None:
         self._files = files
-        replace_text(self._home.root / _FILE, json.dumps({"folder": self._folder(), "files": files}, indent=2))
+        kept = {"folder": self._folder(), "home": str(self._home.root), "files": files}
+        replace_text(self._home.root / _FILE, json.dumps(kept, indent=2))
 
     def _read(self) -> dict[str, str]:
         try:
             kept = json.loads((self._home.root / _FILE).read_text(encoding="utf-8"))
-            files = kept["files"] if kept["folder"] == self._folder() else {}
-            return {name: path for name, path in files.items() if isinstance(path, str) and "\0" not in path}
+            files = {name: path for name, path in kept["files"].items() if isinstance(path, str) and "\0" not in path}
+            if kept["folder"] == self._folder():
+                return files
+            return self._shared_with(Home.at(Path(kept["home"])), files)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
+
+    def _shared_with(self, original: Home, files: dict[str, str]) -> dict[str, str]:
+        """Return the files of a copied list that the original trusts too; anyone may write such a list, so ask it."""
+        theirs = json.loads((original.root / _FILE).read_text(encoding="utf-8"))
+        if theirs["folder"] != original.root.stat().st_ino:
+            return {}
+        trusted = {name: original.absolute(path) for name, path in theirs["files"].items()}
+        return {name: path for name, path in files.items() if trusted.get(name) == original.absolute(path)}
 
     def _folder(self) -> int:
         """Return what tells this folder from its copies, and stays where it is renamed."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +20,47 @@ from tasks.store.migrate import migrate
 
 # A shell that starts the tests in the background has switched Ctrl-C off, for the programs that they start too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_PARTS = {"postgres", "postgres_url", "empty_url", "template", "small_disk", "tiny_model", "tiny_sdxl"}
+"""Fixtures that start a process, mount a disk or build a model."""
+_SIGNS = re.compile(r"\b(subprocess|TrainerProcess|WarmTrainer|EmbeddedPostgres|chromium|multiprocessing|os\.fork)\b")
+"""What modules name whose tests start processes."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="run only tests that need no process, database or model")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--quick"):
+        return
+    started = [item for item in items if _needs_parts(item)]
+    config.hook.pytest_deselected(items=started)
+    items[:] = [item for item in items if item not in set(started)]
+
+
+def _needs_parts(item: pytest.Item) -> bool:
+    if _PARTS & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("e2e") is not None:
+        return True
+    return item.path.name != "test_layers.py" and bool(_SIGNS.search(_source(item.path)))
+
+
+@functools.cache
+def _source(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --quick, fail a test that starts a process or connects to a database: it would slow the inner loop."""
+    if request.config.getoption("--quick"):
+
+        def refuse(*_: object, **__: object) -> None:
+            pytest.fail("a quick test may not start a process or connect to a database: see tests/conftest.py")
+
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+        monkeypatch.setattr(psycopg, "connect", refuse)
 
 
 def remove(server: EmbeddedPostgres) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schema.campaign import load_campaign
-from schema.errors import ConfigError, NotFoundError, StoreError
+from schema.errors import ConfigError, NotFoundError, StoreError, shown
 from schema.runs import run_uid
 from tasks.known_campaigns import KnownCampaigns
 
@@ -40,16 +40,21 @@ def path_to_start(services: Services, name: str | None, yes: bool) -> Path:
         ConfigError: it came from elsewhere, would start a program, and the user has not agreed.
     """
     record = services.campaign(name)
-    path, is_known = _located(services, record)
+    path, is_known = _located(services, record, may_ask=True)
     if is_known:
         return path
     file = load_campaign(path)
+    told = f"campaign {record.name} was not started in this home before, and "
     if file.sd_scripts is not None:
         checkout, python = file.sd_scripts
-        told = f"campaign {record.name} was not started here before, and {path} starts {python} with {checkout}"
-        if not (yes or _agrees(told)):
-            raise ConfigError(f"{told}: look at both, and give --yes if you trust them")
-        known_campaigns(services).remember(record.name, path)
+        told += f"{path} starts {python} with {checkout}"
+    elif not path.is_relative_to(services.home.root):
+        told += f"its file {path} lies outside it"
+    else:
+        return path
+    if not (yes or _agrees(told)):
+        raise ConfigError(f"{told}: look at it, and give --yes if you trust it")
+    known_campaigns(services).remember(record.name, path)
     return path
 
 
@@ -73,8 +78,12 @@ def _has_run_here(services: Services, campaign: str) -> bool:
     return any(home.trial(campaign, run.number).root.is_dir() for run in own)
 
 
-def _located(services: Services, record: CampaignRecord) -> tuple[Path, bool]:
-    """Find a campaign's file, and say whether this machine has started it."""
+def _located(services: Services, record: CampaignRecord, may_ask: bool = False) -> tuple[Path, bool]:
+    """Find a campaign's file, and say whether this machine has started it.
+
+    Args:
+        may_ask: the caller asks the user before it uses a file outside the home.
+    """
     started = known_campaigns(services).file(record.name)
     if started is not None:
         return started, True
@@ -84,21 +93,22 @@ def _located(services: Services, record: CampaignRecord) -> tuple[Path, bool]:
             f"campaign {record.name} holds runs made elsewhere, without a campaign.toml: "
             "start one with 'pixelloop run campaign.toml', or name another with --campaign"
         )
-    start = f"start it with 'pixelloop run campaign.toml --home {services.home.root}', or name another with --campaign"
+    start = f"go on with 'pixelloop resume {record.name} --home {services.home.root}', which asks once"
     try:
-        path = services.home.inside(file)
+        path = services.home.absolute(file) if may_ask else services.home.inside(file)
         is_there = path.is_file()
-    except (StoreError, OSError):  # a name may be too long for the file system
+    except (StoreError, OSError, ValueError):  # a name may be too long for the file system
         raise NotFoundError(
-            f"campaign {record.name} was not started in this home, and its file {file!r:.200} lies outside it: {start}"
+            f"campaign {record.name} was not started in this home, and its file {shown(file)} lies outside it: {start}"
         ) from None
+    start = f"start it with 'pixelloop run campaign.toml --home {services.home.root}', or name another with --campaign"
     if not is_there or load_campaign(path).campaign.name != record.name:
         raise NotFoundError(f"campaign {record.name} was not started in this home, and its file is not here: {start}")
     return path, False
 
 
 def _agrees(told: str) -> bool:
-    """Ask at the terminal; without one nobody agrees."""
+    """Ask at the terminal. Without one nobody agrees."""
     if not sys.stdin.isatty():
         return False
     import typer

@@ -19,7 +19,7 @@ class Choice(StrEnum):
 _CACHES = {"latents", "compiled", "prefect", "flow-runs"}  # made anew, or for processes of this machine
 _MACHINE = {"postgres", "up", "up.json", "up.log", "at-work", "workers.log", "warm-trainer.log", "home.json"}
 _LOCKS = {"claim", "lock"}
-_SETTINGS = {"campaigns", "outbox"}
+_SETTINGS = {"campaigns", "campaigns.json", "outbox"}
 _HEAVY = {"checkpoints", "state"}  # of a trial: LoRA files, and what training goes on from
 
 

@@ -106,12 +106,29 @@ def test_a_file_that_was_started_here_may_lie_anywhere(services: Services, tmp_p
     moved.rename(services.home.root)
 
 
-def test_a_copy_of_a_home_trusts_no_file_outside_it(services: Services, tmp_path: Path) -> None:
-    file = write_campaign(tmp_path / "mine")
+def test_a_copy_of_a_home_trusts_what_its_original_on_this_machine_trusts(services: Services, tmp_path: Path) -> None:
+    file, other = write_campaign(tmp_path / "mine"), write_campaign(tmp_path / "other")
     known_campaigns(services).remember("demo", file)
     copy = services.home.at(tmp_path / "copy")
     subprocess.run(["cp", "-a", str(services.home.root), str(copy.root)], check=True)
+    assert KnownCampaigns(copy).file("demo") == file
+    kept = json.loads((copy.root / "campaigns.json").read_text())
+    kept["files"] |= {"demo": str(other), "evil": str(other)}  # somebody else packed the copy
+    (copy.root / "campaigns.json").write_text(json.dumps(kept))
+    assert [KnownCampaigns(copy).file(name) for name in ("demo", "evil")] == [None, None]
+    (services.home.root / "campaigns.json").unlink()  # the original is gone
     assert KnownCampaigns(copy).file("demo") is None
+
+
+def test_a_file_outside_the_home_is_used_once_somebody_agrees(services: Services, tmp_path: Path) -> None:
+    file = write_campaign(tmp_path / "mine")
+    register(services, str(file))
+    with pytest.raises(ConfigError, match=r"its file .* lies outside it: look at it, and give --yes"):
+        path_to_start(services, "demo", yes=False)
+    with pytest.raises(NotFoundError, match="which asks once"):
+        campaign_path(services, "demo")
+    assert path_to_start(services, "demo", yes=True) == file
+    assert campaign_path(services, "demo") == file
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"folder": 1}', "[" * 100_000, '{"files": {"demo": "x"}}'])
