@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from schema.errors import ConfigError
+from schema.readers import check_plain, read_json
 from tasks.durable import replace_text
 
 FILE = "home.json"
@@ -70,15 +71,18 @@ def read(file: Path) -> Identity:
         ConfigError: the file is broken.
     """
     try:
-        data: dict[str, Any] = json.loads(file.read_text())
-        folder = data.get("folder")
+        data: dict[str, Any] = read_json(file)
+        check_plain(data, str(file))
+        folder, path = data.get("folder"), data.get("path")
+        if path is not None and not isinstance(path, str):
+            raise TypeError("the path must be a text")
         return Identity(
             uuid.UUID(data["uid"]),
             tuple(uuid.UUID(uid) for uid in data.get("earlier", ())),
-            data.get("path"),
+            path,
             None if folder is None else (int(folder[0]), int(folder[1])),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
         raise ConfigError(
             f"{file} does not hold the identity of a home: restore the file, or choose another --home"
         ) from None

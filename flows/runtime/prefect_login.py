@@ -10,12 +10,15 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 import time
 from pathlib import Path
 
 from schema.errors import ConfigError
 
 LOGIN_PATH = "/login/"
+ADDRESS = "address"
+"""File in the home's prefect folder with the address of the server that started last, and the folder's inode."""
 VALID_FOR = 600.0
 """Seconds that a one-time link works: time to copy it to a browser, little for whoever finds it later."""
 
@@ -39,6 +42,13 @@ def password(folder: Path) -> str:
     if not user or not secret or len(text.split()) != 1:
         raise ConfigError(f"{file} holds no password: delete it, and the next start makes a new one")
     return text
+
+
+def forget_server(folder: Path) -> None:
+    """Remove what a copied home brought along of the original's server: its password, address and links."""
+    for file in (_password_file(folder), folder / ADDRESS):
+        file.unlink(missing_ok=True)
+    shutil.rmtree(folder / "links", ignore_errors=True)
 
 
 def _password_file(folder: Path) -> Path:

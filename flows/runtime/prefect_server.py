@@ -25,7 +25,7 @@ from flows.runtime.prefect_environment import (
     server_environment,
     variables,
 )
-from flows.runtime.prefect_login import password
+from flows.runtime.prefect_login import ADDRESS, password
 from flows.runtime.restarts import Restarts
 from schema.errors import PixelloopError, StoreError
 from tasks.child_process import module_command
@@ -33,7 +33,6 @@ from tasks.home import replace_text
 from tasks.web_guard import WebGuard
 
 _LOOK = 1.0
-_ADDRESS = "address"
 
 
 @contextlib.contextmanager
@@ -79,7 +78,7 @@ def prefect_server(
     try:
         server.start()
         server.wait_until_healthy(wait)
-        replace_text(folder / _ADDRESS, server.url)
+        replace_text(folder / ADDRESS, f"{server.url} {folder.stat().st_ino}")
         with variables({API_URL: server.url, **ours}), server.watched():
             yield server.url
     finally:
@@ -98,10 +97,14 @@ def check_start() -> None:
 
 
 def running_server(folder: Path) -> str | None:
-    """Return the address of the UI of the Prefect server that a home started last, None where it does not answer."""
-    with contextlib.suppress(OSError, httpx.HTTPError, httpx.InvalidURL):
-        url = (folder / _ADDRESS).read_text().strip()
-        if httpx.get(f"{url}/health", timeout=2).is_success:
+    """Return the address of the UI of the Prefect server that a home started last.
+
+    Returns:
+        None where it does not answer, or where the address came with a copy of the home: that server is the original's.
+    """
+    with contextlib.suppress(OSError, ValueError, httpx.HTTPError, httpx.InvalidURL):
+        url, written_in = (folder / ADDRESS).read_text().split()
+        if int(written_in) == folder.stat().st_ino and httpx.get(f"{url}/health", timeout=2).is_success:
             return url.removesuffix("/api")
     return None
 

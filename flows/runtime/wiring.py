@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.runtime import progress
+from flows.runtime.prefect_login import forget_server
 from flows.runtime.secret_blocks import open_settings
 from optimizer.effects.principles import in_force, scope_of
 from optimizer.history import related
@@ -173,9 +174,12 @@ def _open_home(place: Home) -> Services:
     settings = open_settings()
     embedded, address = _database(place, settings)
     shared = embedded is None or settings.supabase_url is not None
+    before = place.uid
     moved = settle(place.root, shared, lambda former: _follow(place, embedded, former))
     if moved is not None:
         _say(moved)
+    if place.uid != before:
+        forget_server(place.prefect)
     migrate(address())
     kept = _store(settings, address, embedded)
     store = OutboxStore(kept, place.outbox, lambda sentence: progress.listener.message(sentence))

@@ -19,10 +19,11 @@ from typing import IO, Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from schema.base import Frozen
-from schema.errors import ConfigError
+from schema.errors import ConfigError, shown
 from tasks.durable import commit, part_of, sync_folder
 
 _MANIFEST = "manifest.json"
+_FOLDERS = ("database", "files")
 _CHUNK = 1 << 20  # bytes read at a time: files may be larger than memory
 _LARGEST_MANIFEST = 256 << 20  # bytes; about a million files
 
@@ -48,7 +49,7 @@ class Facts(Frozen):
     made_at: datetime
     uid: uuid.UUID
     earlier: tuple[uuid.UUID, ...]
-    path: str
+    path: Annotated[str, Field(pattern=r"^/[^\x00]*$")]
     choice: str
     databases: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], dict[str, int]]
     elsewhere: str | None
@@ -152,7 +153,12 @@ def _safe(name: str, file: Path) -> Path:
     """Return a member's path, if it stays below the folder it is written to."""
     path = PurePosixPath(name)
     if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in name or "\\" in path.parts[0]:
-        raise ConfigError(f"{file} holds the path {name!r}, which leads out of the home: it is no backup of pixelloop")
+        raise ConfigError(
+            f"{file} holds the path {shown(name)}, which leads out of the home: it is no backup of pixelloop"
+        )
+    # Anything else would lie beside them in the new home: a database folder, for instance, whose settings run programs.
+    if path.parts[0] not in _FOLDERS or len(path.parts) < 2:
+        raise ConfigError(f"{file} holds {shown(name)}, which no backup of pixelloop does: leave it alone")
     return Path(path)
 
 

@@ -22,6 +22,8 @@ from tasks.reports.html import environment
 Choice = str
 Save = Callable[[str, Choice], None]
 _SIDES = ("left", "right")
+_DIGITS = 9
+"""Most digits of a picture's number: Python refuses to parse thousands of them."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,12 @@ def _application(ballot: Ballot) -> bottle.Bottle:
         number, choice = form.get("number", ""), form.get("choice", "")
         if not secrets.compare_digest(form.get("token", "").encode(), token.encode()):
             raise bottle.HTTPError(403, "vote on the page itself")
-        if not number.isdecimal() or int(number) >= len(ballot.pairs) or choice not in (*_SIDES, "tie"):
+        if (
+            not number.isdecimal()
+            or len(number) > _DIGITS
+            or int(number) >= len(ballot.pairs)
+            or choice not in (*_SIDES, "tie")
+        ):
             raise bottle.HTTPError(400, "no such choice")
         ballot.vote(int(number), choice)
         return show()

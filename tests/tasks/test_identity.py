@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from schema.errors import ConfigError
 from tasks import identity
 from tasks.home import Home
 
@@ -70,3 +71,17 @@ def test_a_home_that_stays_is_left_alone(tmp_path: Path, old: bool) -> None:
     assert settle(home) == (None, [])
     assert home.uids == {uid}
     assert identity.of(home.root / "home.json").path == str(home.root)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000, '{"uid": 5}', "[]", "null", "", '{"uid": "00000000-0000-0000-0000-000000000000", "path": 5}',
+        '{"uid": "00000000-0000-0000-0000-000000000000", "path": "/a\\u0000b"}',
+        '{"uid": "00000000-0000-0000-0000-000000000000", "folder": [1e400, 2]}',
+    ],
+)  # fmt: skip
+def test_a_broken_file_is_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "home.json").write_text(text)
+    with pytest.raises(ConfigError, match="does not hold the identity of a home"):
+        identity.read(tmp_path / "home.json")

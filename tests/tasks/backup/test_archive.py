@@ -84,6 +84,10 @@ def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> Callabl
         _member("files/link", tarfile.LNKTYPE, "/etc/passwd"),
         _member("files/pipe", tarfile.FIFOTYPE),
         _member("files", tarfile.DIRTYPE),
+        _member("postgres/server/data/postgresql.conf"),
+        _member("prefect/password"),
+        _member("up.json"),
+        _member("database"),
     ],
 )
 def test_what_leads_out_of_the_home_is_refused(hostile: Callable[[tarfile.TarFile], None], tmp_path: Path) -> None:
@@ -105,6 +109,21 @@ def test_a_list_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
         info = tarfile.TarInfo("manifest.json")
         info.size = len(text)
         tar.addfile(info, io.BytesIO(text.encode()))
+    with pytest.raises(ConfigError, match="no backup of pixelloop"):
+        extract(tmp_path / "odd", tmp_path / "out")
+
+
+@pytest.mark.parametrize("path", ["", "relative", "/a\0b"])
+def test_a_home_without_a_proper_path_is_refused(backup: Path, tmp_path: Path, path: str) -> None:
+    with tarfile.open(tmp_path / "odd", "w") as tar:
+        facts = {
+            "made_at": "2026-11-28T00:00:00Z", "uid": str(uuid.uuid4()), "earlier": [], "path": path, "choice": "all",
+            "databases": {}, "elsewhere": None, "files": 0, "members": {},
+        }  # fmt: skip
+        text = json.dumps(facts).encode()
+        info = tarfile.TarInfo("manifest.json")
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text))
     with pytest.raises(ConfigError, match="no backup of pixelloop"):
         extract(tmp_path / "odd", tmp_path / "out")
 
