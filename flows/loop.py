@@ -93,8 +93,8 @@ def run_claimed(context: Context, number: int, held: Claim, budget: Budget) -> N
     """Run a trial to its end, and learn from it."""
     with held:
         run = context.store.run(context.name, number)
-        progress.listener.trial_started(run, budget.trials, _time_left(context, budget))
         best = _best(_finished(context))
+        progress.listener.trial_started(run, budget.trials, _time_left(context, budget), best)
         patiently(lambda: trial(context.name, str(context.path), str(context.home.root), number))
     ended = context.store.run(context.name, number)
     if ended.finished_at is None:  # its state is saved for another night

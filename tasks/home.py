@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from schema.errors import ConfigError, StoreError
+from schema.runs import TrainingRun, run_uid
 from tasks import identity
 from tasks.durable import commit, part_of
 from tasks.durable import replace_text as replace_text  # many import it from here
@@ -86,6 +87,14 @@ class Home:
         """
         known = identity.of(self._identity)
         return frozenset((known.uid, *known.earlier))
+
+    def owns(self, run: TrainingRun) -> bool:
+        """Return whether a run belongs to this home.
+
+        It does where this home made it, or the home that this one was copied or restored from. Runs of an import or of
+        another home on the same store do not.
+        """
+        return run.uid in {run_uid(uid, run.campaign, run.number) for uid in self.uids}
 
     @property
     def _identity(self) -> Path:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from flows.runtime.progress import Listener
     from flows.runtime.wiring import Context, Services
-    from schema.runs import RunHistory
+    from schema.runs import RunHistory, TrainingRun
     from tasks.claims import Claim
 
 
@@ -112,7 +112,7 @@ def served_home(home: Path, console: Console, go_on: Sequence[object]) -> Iterat
     check_start()
     own = os.environ.get("PREFECT_API_URL")
     up = running(Home.at(home))
-    with progress.TerminalListener(console) as listener, wiring.session():
+    with progress.TerminalListener(console) as listener, _interrupt_explained(listener, go_on), wiring.session():
         progress.listener = listener
         listener.message(f"pixelloop in [bold]{escape(str(home))}[/]: starting database and Prefect server")
         services = wiring.open_home(str(home))
@@ -128,9 +128,46 @@ def served_home(home: Path, console: Console, go_on: Sequence[object]) -> Iterat
 
             try:
                 yield
-            except (KeyboardInterrupt, TerminationSignal):
-                listener.message(f"interrupted; go on with: [bold]{escape(command(*go_on))}[/]")
+            except TerminationSignal:
                 raise KeyboardInterrupt from None
+
+
+@contextlib.contextmanager
+def _interrupt_explained(listener: Listener, go_on: Sequence[object]) -> Iterator[None]:
+    """Say how to go on after Ctrl-C, during the start as well."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        listener.message(f"interrupted; go on with: [bold]{escape(command(*go_on))}[/]")
+        raise
+
+
+def as_it_is(services: Services, history: Sequence[RunHistory]) -> list[RunHistory]:
+    """Return the history with runs as interrupted that nobody runs any more, as after a kill or in a restored home."""
+    from schema.runs import RunStatus
+
+    home = services.home
+
+    def is_left(run: TrainingRun) -> bool:
+        running = run.status is RunStatus.RUNNING and home.owns(run)
+        return running and is_free(home.trial(run.campaign, run.number).claim)
+
+    return [
+        h.model_copy(update={"run": h.run.changed(status=RunStatus.INTERRUPTED)}) if is_left(h.run) else h
+        for h in history
+    ]
+
+
+def is_free(claim: Path) -> bool:
+    """Return whether no process holds a claim."""
+    from tasks.claims import Claim
+
+    with contextlib.suppress(OSError):  # a home that is read only says nothing
+        held = Claim.take(claim) if claim.exists() else None
+        if held is not None:
+            held.release()
+        return held is not None or not claim.exists()
+    return False
 
 
 def _warning(listener: Listener) -> Callable[[str], None]:

@@ -19,7 +19,16 @@ from flows.cli.analysis import audit, diagnose, impact
 from flows.cli.backup import backup, restore
 from flows.cli.db import db
 from flows.cli.doctor import doctor
-from flows.cli.home import command, named_run, opened_campaign, opened_home, refused_note, served_home
+from flows.cli.home import (
+    as_it_is,
+    command,
+    is_free,
+    named_run,
+    opened_campaign,
+    opened_home,
+    refused_note,
+    served_home,
+)
 from flows.cli.measure import measure, retest
 from flows.cli.options import DEFAULT_HOME, AllOption, CampaignOption, HomeOption, JsonOption, RunArgument, YesOption
 from flows.cli.paired import paired_test
@@ -27,7 +36,7 @@ from flows.cli.principles import principles
 from flows.cli.queue import queue
 from flows.cli.store import import_, log
 from flows.cli.up import down, login, up
-from schema.errors import PixelloopError
+from schema.errors import NotFoundError, PixelloopError
 
 if TYPE_CHECKING:
     from tasks.reports.leaderboard import Row
@@ -124,6 +133,8 @@ def pause(home: HomeOption = DEFAULT_HOME) -> None:
     from tasks.home import Home
 
     with opened_home(home):
+        if is_free(Home.at(home).at_work):
+            raise NotFoundError(f"nothing runs in {home}, so there is nothing to pause")
         Home.at(home).paused.touch()
     out.print(f"paused; go on with: [bold]{escape(command('resume', '--home', home))}[/]", soft_wrap=True)
 
@@ -141,9 +152,12 @@ def status(
     """
     with opened_home(home) as services:
         record = services.campaign(campaign)
-        history = services.store.history(record.name)
+        history = as_it_is(services, services.store.history(record.name))
         ledger = services.ledger(record.name, history)
         refused = services.store.refused()
+        state = record.status
+        if state == "running" and services.embedded is not None and is_free(services.home.at_work):
+            state = "interrupted"
     from tasks.home import Home
     from tasks.reports.leaderboard import leaderboard
     from tasks.reports.wording import gate
@@ -154,10 +168,10 @@ def status(
             "runs": [row.model_dump(mode="json") for row in rows], "gate": ledger.model_dump(mode="json"),
             "refused_rows": len(refused),
         }  # fmt: skip
-        _json({"campaign": record.name, "status": record.status, **told})
+        _json({"campaign": record.name, "status": state, **told})
         return
     reason = f": {record.end_reason}" if record.end_reason else ""
-    out.print(f"campaign [bold]{record.name}[/] {record.status}{reason}")
+    out.print(f"campaign [bold]{record.name}[/] {state}{reason}")
     _print_rows(rows, show_all)
     if gate(ledger):
         out.print(f"\ngate       {gate(ledger)}", soft_wrap=True)
@@ -185,7 +199,7 @@ def runs(
     conditions = [Condition.parse(text) for text in where or []]
     with opened_home(home) as services:
         found = {run.uid for run in services.store.find_runs(conditions)}
-        history = [h for h in services.store.history() if h.run.uid in found]
+        history = as_it_is(services, [h for h in services.store.history() if h.run.uid in found])
     from tasks.reports.leaderboard import leaderboard
 
     rows = leaderboard(history)

@@ -29,7 +29,7 @@ class Listener(Protocol):
     def message(self, text: str) -> None:
         """Something a person should know."""
 
-    def trial_started(self, run: TrainingRun, trials: int, time_left: float | None) -> None:
+    def trial_started(self, run: TrainingRun, trials: int, time_left: float | None, best: float | None) -> None:
         """A run begins, the n-th of `trials`; `time_left` in seconds where it can be guessed."""
 
     def refused(self, number: int, verdict: GateVerdict) -> None:
@@ -52,7 +52,7 @@ class LogListener:
         """Log the text."""
         logger.info(text)
 
-    def trial_started(self, run: TrainingRun, trials: int, time_left: float | None) -> None:
+    def trial_started(self, run: TrainingRun, trials: int, time_left: float | None, best: float | None) -> None:
         """Log the start."""
         left = f", {clock(time_left)} left" if time_left is not None else ""
         logger.info("trial %s started (%d planned%s)", run.run_name, trials, left)
@@ -119,8 +119,9 @@ class TerminalListener:
         line = Text.assemble((clock(time.monotonic() - self._started), "dim"), " ", shown)
         self._console.print(line, soft_wrap=not self._console.is_terminal)  # a line of a log stays one
 
-    def trial_started(self, run: TrainingRun, trials: int, time_left: float | None) -> None:
-        """Show the new trial's bar."""
+    def trial_started(self, run: TrainingRun, trials: int, time_left: float | None, best: float | None) -> None:
+        """Show the new trial's bar. `best` is the best quality before it, also of earlier processes."""
+        self._best = best
         self._state = {"left": f"{clock(time_left)} left" if time_left is not None else ""}
         title = f"{run.run_name} of {trials}" if trials else run.run_name
         self._bar.reset(self._task, description=title, total=None, state=self._line(), visible=True)
@@ -145,8 +146,6 @@ class TerminalListener:
         """Print how it went; the best so far stands out."""
         self._bar.update(self._task, visible=False)
         best = run.quality is not None and (self._best is None or run.quality > self._best)
-        if best:
-            self._best = run.quality
         colour = "green" if best else "red" if run.outcome is not None and run.outcome.failed else "default"
         mark = "  [bold green]best so far[/]" if best else ""
         self.message(f"[{colour}]{run.run_name}[/] {escape(describe(run))}{mark}")

@@ -266,12 +266,8 @@ class Context:
         return self.home.trial(self.name, number)
 
     def owns(self, run: TrainingRun) -> bool:
-        """Return whether the run belongs to this home.
-
-        It does where this home made it, or the home that this one was copied or restored from. Runs of an import or of
-        another home on the same store do not.
-        """
-        return run.uid in {run_uid(uid, run.campaign, run.number) for uid in self.home.uids}
+        """Return whether the run belongs to this home: see `Home.owns`."""
+        return self.home.owns(run)
 
     def related(self) -> list[RunHistory]:
         """All runs on this base model and data set, of any campaign: what decisions compare with."""

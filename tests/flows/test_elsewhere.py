@@ -13,7 +13,8 @@ import pytest
 from optuna.trial import TrialState
 
 from demo.workspace import lay_out
-from flows.loop import cut_off_trial, open_here, opened, propose, work
+from flows.cli.home import as_it_is
+from flows.loop import claim, cut_off_trial, open_here, opened, propose, work
 from flows.runtime import wiring
 from flows.runtime.wiring import Context
 from flows.trial import trial
@@ -178,3 +179,21 @@ def test_a_copied_home_goes_on_with_what_its_original_began(tmp_path: Path, monk
         assert states == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.RUNNING]
     for home in ("a", "b"):
         remove(EmbeddedPostgres(tmp_path / home / "postgres"))
+
+
+def test_a_run_that_nobody_runs_is_shown_as_interrupted(contexts: tuple[Context, Context]) -> None:
+    context, other = contexts
+    number = propose(context)
+    run = context.store.run("demo", number).changed(status=RunStatus.RUNNING)
+    context.store.save_run(run)
+    context.store.save_run(other.new_run(7, {}).changed(status=RunStatus.RUNNING))  # on another machine
+    claimed = claim(context, number)
+    assert claimed is not None
+
+    def shown() -> list[RunStatus]:
+        return [h.run.status for h in as_it_is(context.services, context.store.history("demo"))]
+
+    assert shown() == [RunStatus.RUNNING, RunStatus.RUNNING]
+    claimed[1].release()
+    assert shown() == [RunStatus.INTERRUPTED, RunStatus.RUNNING]
+    assert context.store.run("demo", number).status is RunStatus.RUNNING  # only shown so

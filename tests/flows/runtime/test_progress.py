@@ -34,3 +34,13 @@ def test_a_path_that_looks_like_markup_is_one_sentence(command: str) -> None:
     assert result.returncode == 2
     assert "nowhere[/x]" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_only_a_run_better_than_all_before_it_is_called_the_best() -> None:
+    shown = io.StringIO()
+    listener = TerminalListener(Console(file=shown, width=400))
+    for quality, best in ((50.0, None), (40.0, 83.6), (90.0, 83.6)):
+        run = factory.history(0, (quality,)).run.changed(quality=quality)
+        listener.trial_started(run, 3, None, best)
+        listener.trial_finished(run)
+    assert [("best so far" in line) for line in shown.getvalue().splitlines()] == [True, False, True]
