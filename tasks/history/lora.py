@@ -35,13 +35,19 @@ _SUBSET = (
 _DATASET = ("resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso", "resize_interpolation")
 
 
+_ADAPTER = re.compile(r"lora|hada_|lokr_|oft_|dora_|ia3|\.alpha$", re.IGNORECASE)
+"""What names of tensors hold in LoRA files of kohya, LyCORIS, peft and diffusers, and in no base model."""
+
+
 def read_lora(path: Path) -> Found:
     """What a LoRA file tells about its training.
 
     Raises:
-        ConfigError: no complete safetensors file.
+        ConfigError: no complete safetensors file, or one of a model's own weights.
     """
     tensors, metadata = _header(path)
+    if tensors and not any(_ADAPTER.search(name) for name in tensors):
+        raise ConfigError(f"{path} holds weights of a model, not of a LoRA: leave it out")
     notes: list[str] = []
     facts = [*_told(metadata, path.name, notes), *_inferred(tensors, path, notes)]
     name, number = _name(path, metadata)

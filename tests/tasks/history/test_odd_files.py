@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from schema.errors import ConfigError
+from tasks.history.lora import read_lora
 from tasks.history.merge import Imported, assemble
 from tasks.history.read import read_all
 from tasks.store.memory import MemoryStore
@@ -276,3 +277,11 @@ def tomlable(value: Any) -> Any:
 def test_toml_of_any_type_breaks_nothing(tmp_path: Path, document: dict[str, Any]) -> None:
     text = tomlkit.dumps(tomlable(document))
     no_traceback(tmp_path / "a.toml", lambda path: path.write_text(text, encoding="utf-8", errors="replace"))
+
+
+def test_parts_of_a_base_model_are_no_runs(tiny_model: Path) -> None:
+    parts = sorted(tiny_model.rglob("*.safetensors"))
+    assert len(parts) >= 3
+    for part in parts:
+        with pytest.raises(ConfigError, match="weights of a model, not of a LoRA"):
+            read_lora(part)
