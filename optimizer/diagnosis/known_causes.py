@@ -1,4 +1,4 @@
-"""What people who train LoRAs know: causes to name, with low confidence, while the history says nothing."""
+"""Name causes known from experience with LoRA training, with low confidence, for when the history says nothing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from schema.states import IssueName
 
 @dataclass(frozen=True)
 class _Experience:
+    """Hold a cause, its fix, and the rule under which it applies; None: always."""
+
     cause: str
     recommendation: str
     when: str | None = None
@@ -170,17 +172,25 @@ _GENERAL: dict[str, tuple[_Experience, ...]] = {
 }
 
 OWN_RATE = ("Prodigy", "DAdaptAdam", "DAdaptLion", "DAdaptAdaGrad", "DAdaptSGD")
-"""Optimizers that find the learning rate: what is set, usually 1, only multiplies it."""
+"""Optimizers that find the learning rate themselves. The set rate, usually 1, only multiplies theirs."""
 
 _RATES = ("learning_rate", "unet_lr", "text_encoder_lr")
 _CONFIDENT = 0.4
+"""Confidence of a cause whose condition the run meets. Chosen by hand: below most causes learnt from past runs."""
+
 _GUESS = 0.2
+"""Confidence of a cause without a condition. Chosen by hand: it may apply to any run."""
 
 
 def general_cause(issue: str, parameters: Parameters, audit: DataAudit | None = None) -> Cause:
-    """What experience with LoRA training says: named as such, and of low confidence.
+    """Return the first known cause of an issue that applies. Its text says that it is general experience.
 
-    What the audit of the data would have found, and did not, is left out.
+    Causes that the audit of the data would have found, but did not, are skipped.
+
+    Args:
+        issue: Name of the issue, which must have known causes.
+        parameters: Parameters of the run.
+        audit: Audit of the data set; None if there is none.
     """
     full = judged(parameters)
     found = {finding.check for finding in audit.findings} if audit is not None else None
@@ -198,6 +208,9 @@ def general_cause(issue: str, parameters: Parameters, audit: DataAudit | None = 
 
 
 def judged(parameters: Parameters) -> Parameters:
-    """The effective parameters of which experience says something; the others are None."""
+    """Return the effective parameters that experience applies to; the others are None.
+
+    Learning rates are None for optimizers that find the rate themselves.
+    """
     full = active(parameters)
     return full | dict.fromkeys(_RATES) if full["optimizer_type"] in OWN_RATE else full
