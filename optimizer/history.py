@@ -45,6 +45,7 @@ def how_it_ended(run: RunHistory) -> str:
 def best_run(history: Iterable[RunHistory]) -> RunHistory | None:
     """Return the run of highest quality among those that ended well; the earliest of equals. None without any."""
     scored = [h for h in informative(history) if _ended_well(h)]
+    # Ties are broken by start and name, so the result does not depend on the order of rows.
     return min(scored, key=lambda h: (-(best_quality(h) or 0.0), h.run.started_at, h.run.run_name), default=None)
 
 
@@ -52,6 +53,7 @@ def judged_epoch(run: RunHistory) -> EpochResult | None:
     """Return the epoch to judge a run by: its best, or else the last one with measured pictures. None without any."""
     scored = [e for e in run.epochs if e.quality is not None]
     if scored:
+        # Of equal epochs the earlier one wins: it needs less training.
         return max(scored, key=lambda e: (e.quality or 0.0, -e.epoch_number))
     measured = [e for e in run.epochs if e.quantitative_metrics.mean is not None]
     return measured[-1] if measured else None

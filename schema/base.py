@@ -68,6 +68,7 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     first = errors[0]
     if first["type"] == "missing":  # a misspelt key is the likely cause, so report that instead
         first = next((e for e in errors if e["type"] == "extra_forbidden"), first)
+    # The first error only: the others are often consequences of it, and a sentence should stay readable.
     key = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":

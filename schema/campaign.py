@@ -271,6 +271,7 @@ class CampaignFile(Frozen):
 
     @model_validator(mode="after")
     def _once(self) -> CampaignFile:
+        # A searched ratio sets its first parameter, so [fixed] must not set it too.
         computed = {parts[0] for name in self.search if (parts := ratio_of(name)) is not None}
         both = sorted((set(self.search) | computed) & set(self.fixed))
         if both:
@@ -327,6 +328,7 @@ def _check_ratio(name: str, span: Range | Choices, space: SearchSpace) -> None:
     for one in (part, whole):
         if parameter(one).kind not in (Kind.FLOAT, Kind.INT) or not parameter(one).searchable:
             raise ConfigError(f"{name} cannot be searched: {one} is no number that may be searched")
+    # Two ratios, or a ratio and a range, for one parameter would contradict each other.
     if part == whole or sum((ratio_of(other) or (other,))[0] == part for other in space) > 1:
         raise ConfigError(f"{name} stands in place of {part}: search {part} once, as itself or as a ratio")
     if ratio_of(whole) is not None or any((ratio_of(other) or ("", ""))[0] == whole for other in space):

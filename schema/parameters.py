@@ -83,8 +83,10 @@ class Parameter(Frozen):
         wanted = _TYPES[self.kind]
         if self.kind is Kind.FLOAT and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
+        # JSON and samplers may write an integer as 4.0.
         if self.kind is Kind.INT and isinstance(value, float) and value.is_integer():
             return int(value)
+        # bool is a subclass of int, but true is no number of epochs.
         if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
             raise ConfigError(f"{self.name} must be of type {self.kind}, but got {shown(value)}")
         result: ParameterValue = value

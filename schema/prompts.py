@@ -97,6 +97,7 @@ def expectation_of(text: str) -> Expectation:
     """
     found: dict[str, tuple[str, ...]] = {}
     for attribute, before, behind in (part for tag in _tags(text) for part in _named(tag)):
+        # The first mention counts. "no" negates within two words, so that "no gold crown" is covered.
         if attribute in found or _NONE & set(_words(before)[-2:]):
             continue
         codes = tuple(_HEX.findall(before + behind)) or _in_words(_words(before)) or _in_words(_words(behind))[:1]
@@ -110,6 +111,7 @@ def expectation_of(text: str) -> Expectation:
 def _named(tag: str) -> list[tuple[str, str, str]]:
     """Return the attributes that a tag names, each with the text before and after its noun."""
     nouns = {noun: attribute for attribute, names in ATTRIBUTES.items() for noun in names}
+    # Blank out hex codes, since their letters could read as nouns. Equal length keeps the positions valid.
     hits = [m for m in re.finditer(r"[a-z]+", _HEX.sub(lambda code: " " * len(code[0]), tag.lower())) if m[0] in nouns]
     parts, start = [], 0
     for number, hit in enumerate(hits):
@@ -188,6 +190,7 @@ class PromptSuite(Frozen):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"prompt names must differ, but {shorten(', '.join(twice))} appears twice")
+        # Different names can become the same file name, and one picture would overwrite the other.
         by_file: dict[str, str] = {}
         for name in names:
             other = by_file.setdefault(file_name(name), name)
@@ -220,5 +223,6 @@ def load_prompts(path: Path) -> PromptSuite:
 
 def file_name(text: str) -> str:
     """Return text that is safe in a file name: no separators, no leading dot, at most 200 bytes."""
+    # File systems limit bytes, not characters. `errors="ignore"` drops a character that the cut splits.
     plain = re.sub(r"[^\w.-]+", "_", text).encode()[:_LONGEST_NAME].decode(errors="ignore")
     return plain.strip("._") or "prompt"

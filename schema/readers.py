@@ -48,6 +48,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         if not stat.S_ISREG(mode):
             raise ConfigError(f"{path} is not a regular file: pipes and devices are not read")
         with path.open("rb") as file:
+            # One byte more than allowed shows that a file is too large, without reading all of it.
             content = file.read(most + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist: check the path") from None

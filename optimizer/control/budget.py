@@ -52,6 +52,7 @@ def hours_used(finished: Sequence[RunHistory]) -> float:
     seconds, until = 0.0, None
     for begin, end in spans:
         start = begin if until is None else max(begin, until)
+        # A run that lies within a longer parallel one adds nothing.
         seconds += max((end - start).total_seconds(), 0.0)
         until = end if until is None else max(until, end)
     return seconds / 3600

@@ -54,7 +54,9 @@ def _groups(history: Sequence[RunHistory], space: Space) -> list[list[RunHistory
     """Group fully trained runs by setting, ignoring the seed, in the order of their trial numbers."""
     found: dict[str, list[RunHistory]] = {}
     for run in sorted(informative(history), key=lambda h: h.run.number):
+        # A run that was stopped early would lower the mean of its setting.
         if run.run.outcome is Outcome.OK and best_quality(run) is not None:
+            # The key without the seed puts the repeats of a setting into one group.
             found.setdefault(space.key({**run.run.all_parameters, _SEED: None}), []).append(run)
     return list(found.values())
 

@@ -89,4 +89,5 @@ class Effort:
     def _chance(self, epoch: int) -> float:
         """Return the probability that the epoch comes within the margin of the best run."""
         outlook = Outlook(self.history, self.total)
+        # Without finished runs nothing is known about late gains, so all prompts are drawn.
         return outlook.chance(self.run.curve, self._target() - _MARGIN, epoch) if outlook.runs else 1.0

@@ -65,6 +65,7 @@ def next_step(
         return Resume(cut_off)
     if spent is None and finished + running < trials:
         return Run()
+    # Only trials of this home are waited for: this process cannot resume those of other machines.
     if running_here and (patient or spent is None):
         return Wait()
     return Stop(spent or ELSEWHERE)

@@ -97,9 +97,11 @@ class Outlook:
         best = max(q for _, q in curve)
         weight = self._likeness(curve)
         mean = float(weight @ gains / weight.sum())
+        # The noise of a measurement keeps the variance above zero if all finished runs gained the same.
         variance = float(weight @ (gains - mean) ** 2 / weight.sum()) + TOLERANCE**2
         reached = best + mean
         if expected is not None and expected.high > expected.low:
+            # Half the width of the interval, converted to a variance. The two estimates are combined by precision.
             prior = ((expected.high - expected.low) / (2 * norm.ppf(0.5 + expected.confidence / 2))) ** 2
             promised = max(expected.quality, best)  # the run cannot end below what it has reached
             reached = (reached * prior + promised * variance) / (prior + variance)
@@ -218,6 +220,7 @@ def expected_ends(history: Sequence[RunHistory]) -> dict[uuid.UUID, float]:
             outlook = outlooks[_planned(run, longest)]
             forecast = outlook.forecast(run.curve)
             if forecast is not None:
+                # See above: a stopped run does not beat the best one.
                 found[run.run.uid] = min(forecast.quality, outlook.target or forecast.quality)
     return found
 
@@ -242,6 +245,7 @@ def chance_of_gain(
     weights = np.ones(len(seen)) if weight is None else weight
     mean = float(weights @ seen / weights.sum())
     deviation = math.sqrt(float(weights @ (seen - mean) ** 2 / weights.sum()))
+    # The kernel is at least as wide as the noise of a measurement, since equal gains would make it a step.
     width = max(1.06 * deviation * len(seen) ** -0.2, TOLERANCE)
     smooth = float(weights @ ndtr((seen - needed) / width))
     prior = _PRIOR_RUNS * math.exp(-needed / max(mean, _LEAST_SCALE * max(left, _LEAST_LEFT)))

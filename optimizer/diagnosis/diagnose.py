@@ -102,6 +102,7 @@ def diagnose_run(
     found = [_diagnosis(i, run_history, quality, past, run_names, healthy, audit) for i in whole]
     found += [_diagnosis(i, run_history, quality, past, _picture_names, healthy, audit) for i in pictures]
     found = [_mark_usual(d, healthy) for d in found]
+    # Risks are only reported if nothing else explains the run. They come first, since the rest is normal.
     if all(d.normal_for_epoch for d in found):
         found = [*_risky(run_history, healthy, audit), *found]
     return (*found, *_slow(run_history, history))
@@ -219,6 +220,7 @@ def _diagnosis(
     learnt = None if blameless else learnt_cause(cases, mine.all_parameters)
     causes = [] if blameless else list(likely_causes(run, healthy, audit, (issue.name,)))
     if learnt is not None:
+        # What past runs show replaces the general suspicion of the same parameter.
         causes = [c for c in causes if c.factor not in learnt.factors]
         causes = sorted([*_as_causes(learnt.factors, learnt), *causes], key=lambda c: -c.confidence)
     general = general_cause(issue.name, mine.all_parameters, audit)

@@ -61,6 +61,7 @@ def run_issues(run: RunHistory, failed_quality: float) -> tuple[Issue, ...]:
     """Return the issues of a run as a whole, worst first: how it ended, and the shape of its learning curve."""
     found = [issue for issue in (_ending(run), _shape(run)) if issue is not None]
     best, judged = best_quality(run), judged_epoch(run)
+    # Low quality adds nothing for a run that is already reported as failed or collapsed.
     named = bool(run.run.outcome and run.run.outcome.failed) or (judged and collapsed(judged.quantitative_metrics))
     if best is not None and best < failed_quality and not named:
         text = f"best quality {best:.1f} (a run below {failed_quality:g} counts as failed)"
@@ -164,6 +165,7 @@ def _shape(run: RunHistory) -> Issue | None:
     if peak - last > _LATE_FALL:
         text = f"quality {peak:.1f} at epoch {peak_epoch}, {last:.1f} at epoch {last_epoch}"
         return _issue(IssueName.OVERTRAINED, "progression", (peak - last) / max(peak, 1.0), text)
+    # Better than all earlier epochs, since a recovery after a dip does not show undertraining.
     gain = last - max(q for _, q in run.curve[:-1])
     if gain > _LATE_GAIN and run.run.outcome is Outcome.OK:
         text = f"quality still rose by {gain:.1f} in the last epoch"

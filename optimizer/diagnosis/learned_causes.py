@@ -69,6 +69,7 @@ def learnt_cause(cases: Sequence[Case], parameters: Parameters) -> Cause | None:
     inside = np.array([c.inside for c in conditions], dtype=float)  # (conditions, runs)
     scores = _scores(inside, affected.astype(float)[:, None])[:, 0]
     best = int(np.argmax(scores))
+    # A fixed seed: the same runs must always give the same cause.
     shuffled = np.random.default_rng(0).permuted(np.tile(affected.astype(float), (_PERMUTATIONS, 1)), axis=1).T
     chance = _scores(inside, shuffled).max(axis=0)
     p_value = float((1 + (chance >= scores[best] - 1e-9).sum()) / (_PERMUTATIONS + 1))
@@ -101,6 +102,7 @@ def _conditions(cases: Sequence[Case], parameters: Parameters) -> Iterator[_Cond
         if spec.derived or name in NO_CAUSE or wanted[name] is None:
             continue
         values = [p[name] for p in used]
+        # A parameter that only another parameter switched on and off has not been varied itself.
         if len(set(values)) > 1 and len({filled(case.parameters)[name] for case in cases}) > 1:
             yield from _about(name, wanted[name], values)
 

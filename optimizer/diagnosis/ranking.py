@@ -135,6 +135,7 @@ def likely_causes(
     """
     suspects: dict[str, _Suspect] = {}
     for suspect in (*_of_data(run, audit), *_of_settings(run, healthy), *_of_risks(run, healthy, issues)):
+        # Audit, settings and risks may blame the same factor. It counts once, with its highest odds.
         known = suspects.get(suspect.cause.factor, suspect)
         surer = max(known, suspect, key=lambda s: s.odds)
         suspects[suspect.cause.factor] = replace(surer, clear=known.clear or suspect.clear)
@@ -232,4 +233,5 @@ def _of_data(run: RunHistory, audit: DataAudit | None) -> Iterator[_Suspect]:
             factor=factor, category=category, sentence=found.sentence, recommendation=found.mend, confidence=0.0,
             evidence=(f"audit: {found.check}", *found.files),
         )  # fmt: skip
+        # The root lets a finding about few pictures still count.
         yield _Suspect(cause, odds * math.sqrt(found.share), explains, odds >= 1)

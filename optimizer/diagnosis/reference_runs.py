@@ -62,6 +62,7 @@ class Healthy:
         """Select the good runs among past runs. If there are fewer than three, none are selected."""
         ended = [h for h in past if h.run.outcome in (Outcome.OK, Outcome.STOPPED_EARLY)]
         scores = [q for q in map(best_quality, ended) if q is not None]
+        # Relative to the best run, since an absolute limit would differ between models and prompt suites.
         good = [h for h in ended if scores and (best_quality(h) or 0.0) >= _GOOD * max(scores)]
         return cls(tuple(good) if len(good) >= _MIN_RUNS else ())
 
@@ -151,6 +152,7 @@ def scaled(run: RunHistory) -> Parameters:
     """
     used = active(run.run.all_parameters)
     for alpha, rank in ALPHAS.items():
+        # The update is scaled by alpha / rank, so only their ratio can be compared between ranks.
         top, bottom = used[alpha], used[rank]
         used[alpha] = float(top) / float(bottom) if isinstance(top, int | float) and bottom else None
     kept = {n: v for n, v in used.items() if _may_cause(n)}

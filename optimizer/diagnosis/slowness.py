@@ -85,6 +85,7 @@ def expected_hours(parameters: Parameters, history: Sequence[RunHistory], num_im
     alike = [rate for h, rate in rates if _costs(h.run.all_parameters) == wanted]
     full = filled(parameters)
     pictures = per_epoch * _number(full["max_train_epochs"])
+    # As in kohya, a limit on steps replaces the one on epochs.
     if full["max_train_steps"] is not None:
         a_step = _number(full["train_batch_size"]) * _number(full["gradient_accumulation_steps"])
         pictures = _number(full["max_train_steps"]) * a_step
@@ -153,6 +154,7 @@ def _suspect(
 ) -> tuple[LikelyCause | None, float]:
     value, theirs = active(run.run.all_parameters)[name], [active(h.run.all_parameters)[name] for h in others]
     costs = [_as_costly(name, v, value) for v in theirs]
+    # A value that most other runs have as well does not explain why this one is slower.
     if value is None or not _costly(name, value) or sum(costs) * 2 > len(costs):
         return None, 0.0
     rates = np.log([seconds_a_picture(h) or 1.0 for h in others])

@@ -125,6 +125,7 @@ def _corrected(varied: Sequence[Varied], outcomes: Sequence[Measured]) -> Array:
     claimed: set[tuple[int, int]] = set()
     least = 0.0
     for _ in range(_ROUNDS):
+        # A later claim must not look surer than the claim that it depends on.
         found = np.maximum(_round(varied, outcomes, claimed), least)
         for i, j in itertools.product(range(len(varied)), range(len(outcomes))):
             p_values[i, j] = p_values[i, j] if (i, j) in claimed else min(p_values[i, j], found[i, j])
@@ -161,7 +162,9 @@ def _round(varied: Sequence[Varied], outcomes: Sequence[Measured], claimed: set[
             if (i, j) not in claimed and own.shape[1] and free > 0:
                 explained = ((own.T @ shuffled) ** 2).sum(axis=0)
                 alone[i, j] = beta.sf(np.minimum(explained, 1.0), own.shape[1] / 2, free / 2)
+    # The smallest p of all tests in each permutation: comparing with it corrects for the number of tests.
     least = alone.min(axis=(0, 1))  # (permutations,)
+    # The factor absorbs rounding: the original order must count as at least as extreme as itself.
     return np.asarray((least[None, None, :] <= alone[:, :, :1] * (1 + 1e-9)).mean(axis=2))
 
 
@@ -280,6 +283,7 @@ def _product_share(a: Varied, b: Varied, span: Array, shuffled: Array) -> Array 
     None if the single effects already contain the product.
     """
     one, two = a.design(1), b.design(1)
+    # All products of the columns, since a category has one column per level.
     product = np.stack([x * y for x in one.T for y in two.T], axis=1)
     basis = _orthonormal([_without(product, span)], len(product))
     return np.asarray(((basis.T @ shuffled) ** 2).sum(axis=0)) if basis.shape[1] else None

@@ -131,6 +131,7 @@ def learnt(
     blank = Principle(uid=_NAMESPACE, rule="", support=0, exceptions=0, scope=dict(scope), created_at=now)
     new = [blank.changed(uid=uid, rule=claim.rule) for uid, claim in fresh.items() if uid not in before]
     found = [_updated(p, fresh.get(p.uid), past, space) for p in (*known, *new)]
+    # A new rule that is refuted at once was never shown to anyone, so it is not stored.
     return [p for p in found if p.uid in before or p.state == PrincipleState.PROPOSED]
 
 
@@ -148,8 +149,10 @@ def _claims(past: _Past) -> Iterator[_Claim]:
         claim = _best_claim(past.part(kept), taken)
         if claim is None:
             return
+        # A later claim is only searched because of earlier ones, so it cannot be surer than they are.
         least = max(least, claim.p_value)
         taken.add(_direction(claim.rule))
+        # Continue among the runs that follow the rule, so that a parameter that moved with it is not claimed too.
         kept &= past.keeping(claim.rule)
         yield replace(claim, p_value=least)
 
@@ -176,8 +179,10 @@ def _best_claim(past: _Past, taken: set[str]) -> _Claim | None:
         return None
     best = int(np.argmin(np.where(holds, seen, np.inf)))
     shuffled = np.random.default_rng(0).permuted(np.tile(past.good, (_PERMUTATIONS, 1)), axis=1).T  # (n, permutations)
+    # float32 for a fast matrix product. Counts of runs are exact in it.
     hits = (inside.astype(np.float32) @ shuffled.astype(np.float32)).astype(int)
     least = chances[rows, hits].min(axis=0)
+    # The factor absorbs rounding: the claim must count as at least as extreme as itself.
     p = float((1 + (least <= seen[best] * (1 + 1e-9)).sum()) / (_PERMUTATIONS + 1))
     if p > _SIGNIFICANT:
         return None

@@ -103,6 +103,7 @@ def run_qualities(runs: Sequence[RunHistory], space: Space) -> Array:
     subtracted.
     """
     seen = [q for q in map(best_quality, runs) if q is not None]
+    # A run that failed unmeasured counts as the worst. Left out, it would make risky settings look good.
     floor = min([space.failed_quality, *seen])
     values = np.array([floor if (q := best_quality(run)) is None else q for run in runs])
     places = [(run.run.base_model, run.run.dataset) for run in runs]
@@ -210,6 +211,7 @@ def better_side(v: Varied, outcome: Array) -> tuple[NDArray[np.bool_], str]:
 
 def bootstrap_interval(outcome: Array, better: NDArray[np.bool_]) -> tuple[float, float]:
     """Return the 90 % percentile bootstrap interval of the difference of means between the two sides."""
+    # A fixed seed: the same runs must always give the same interval.
     rng = np.random.default_rng(0)
     one, two = outcome[better], outcome[~better]
     means = [side[rng.integers(0, len(side), (_RESAMPLES, len(side)))].mean(axis=1) for side in (one, two)]

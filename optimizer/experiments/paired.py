@@ -193,6 +193,7 @@ def _sides(
             continue
         key = _rest(name, stand_in, run.run.all_parameters, space)
         one, two = found.get(key, (None, None))
+        # The first run on each side counts, so that later repeats do not change a verdict.
         found[key] = (one, two or run) if side else (one or run, two)
     return found
 
@@ -237,6 +238,7 @@ def verdict(differences: Sequence[float], worth: float = MIN_GAIN, most: int = M
         return Verdict(HypothesisState.RUNNING, effect, -math.inf, math.inf, n)
     looks = max(most - LEAST_PAIRS + 1, 1)
     effect = float(np.mean(differences))
+    # Differences of pairs, not of all runs: the shared seed removes the noise that both arms have in common.
     error = float(np.std(differences, ddof=1)) / math.sqrt(n)
     reach = float(student.ppf(1 - _LEVEL / looks / 2, n - 1)) * error
     low, high = effect - reach, effect + reach

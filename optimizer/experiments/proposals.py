@@ -88,6 +88,7 @@ def next_experiments(
     known = {space.key(h.run.all_parameters) for h in informative(history)}
     limits = _limits(history, space)
     steps = (change for change in _single_changes(space, base) if _harmless(change, limits, space))
+    # Pairs are only built from the best single changes, since all pairs would be too many to predict.
     singles = _ranked(steps, base, known, space, surrogate, best_quality(best) or 0.0)
     pairs = _ranked(_pairs(singles), base, known, space, surrogate, best_quality(best) or 0.0)
     chosen = _diverse(sorted(singles + pairs, key=lambda c: -c.gain), count)

@@ -124,6 +124,7 @@ def settled(hypotheses: Sequence[Hypothesis], history: Sequence[RunHistory], spa
 
 
 def _settle(hypothesis: Hypothesis, history: Sequence[RunHistory], space: Space) -> Hypothesis:
+    # A run that ended before the proposal was part of the evidence for it, so it cannot test it.
     ended = [h for h in informative(history) if h.run.finished_at is None or h.run.finished_at >= hypothesis.created_at]
     wanted = space.key({**hypothesis.parameters, "seed": None})
     mine = [h for h in ended if space.key({**h.run.all_parameters, "seed": None}) == wanted]

@@ -74,6 +74,7 @@ class Acquisition:
         if not self._processes:
             return np.asarray(safe)
         if self._best is None:
+            # Without a best quality there is no improvement: prefer high expectations at a low risk.
             return np.asarray(self._processes[0].expectation(x) * np.exp(safe))
         gains = [log_improvement(*process.certainty(x), self._best) for process in self._processes]
         return np.asarray(logsumexp(gains, axis=0) - math.log(len(gains)) + safe)

@@ -59,6 +59,7 @@ def failure_region(
     runs at random. It is corrected for the number of regions, except for parameters known to break training.
     """
     runs = informative(history)
+    # Parameters without effect are None, so that no region blames them.
     used = [space.active(h.run.all_parameters) for h in runs]
     fails = [failed(h, space.failed_quality) for h in runs]
     wanted = space.active(parameters)
@@ -77,6 +78,7 @@ def _regions(
     if value is None:
         return
     known = [(p[name], run, bad) for p, run, bad in zip(used, runs, fails, strict=True) if p[name] is not None]
+    # Above the highest and below the lowest value that worked. Categories have no order.
     sides = (1, -1) if numeric(space.distributions[name]) else (0,)
     for side in sides:
         region = _tail(name, value, known, side) if side else _category(name, value, known)
@@ -95,6 +97,7 @@ def _tail(name: str, value: ParameterValue, known: Known, side: int) -> FailureR
     """Return the runs beyond the last value that worked, if `value` lies among or beyond them; else None."""
     numbers = [(float(v), run, bad) for v, run, bad in known if isinstance(v, int | float)]
     working = [side * v for v, _, bad in numbers if not bad]
+    # If no run worked, every value lies beyond the last one that did, which says nothing about this parameter.
     if not working or not isinstance(value, int | float):
         return None
     limit = max(working)

@@ -45,6 +45,7 @@ class Forest:
             y: Targets, shape (n,). With 0 and 1 for two classes, predictions are the share of class 1.
             weight: Weight of each point, shape (n,).
         """
+        # Fixed seeds: the same history must always give the same decision.
         rng = np.random.default_rng(0)
         point = np.ascontiguousarray(x, dtype=np.float32)
         trees: list[Any] = []
@@ -52,6 +53,7 @@ class Forest:
         chance = np.random.RandomState(0)  # shared by all trees: making one costs as much as growing a tree
         with config_context(assume_finite=True, skip_parameter_validation=True):
             while len(trees) < _TREES:
+                # A bootstrap sample: how often each point was drawn, times its weight.
                 drawn = np.bincount(rng.integers(0, len(x), len(x)), minlength=len(x)) * weight
                 part = drawn > 0
                 unseen[len(trees)] = ~part
@@ -71,6 +73,7 @@ class Forest:
             right[i, nodes] = np.where(leaf, nodes, tree.children_right)
             value[i, nodes] = tree.value[:, 0, 0]
         depth = max(tree.max_depth for tree in trees)
+        # A point that every tree has seen has no out-of-bag prediction. The mean of all targets stands in.
         overall = np.full(len(x), float(np.average(y, weights=weight)))
         grown = cls(feature, threshold, left, right, value, depth, overall)
         known = unseen.any(axis=0)

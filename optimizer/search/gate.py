@@ -45,6 +45,7 @@ class Gate:
             number: Number of the proposal. Together with the seed it decides whether this one is an audit.
             skips_in_a_row: Refusals directly before this proposal.
         """
+        # Hard rules apply even if the gate is switched off.
         broken = self._space.violations(parameters)
         if broken:
             return _verdict(Decision.SKIP, GateRule.HARD_RULE, "; ".join(broken), prediction)
@@ -54,6 +55,7 @@ class Gate:
         if skips_in_a_row >= self._settings.max_skips_in_a_row:
             reason = f"{skips_in_a_row} proposals in a row were refused, so this one runs although {doubt.reason}"
             return doubt.changed(decision=Decision.RUN, rule=GateRule.LEAST_BAD, reason=reason)
+        # Running a known training again would not check the gate, only repeat the result.
         if self._is_audit(number) and not self._certain(parameters, history):
             return doubt.changed(
                 decision=Decision.RUN, rule=GateRule.AUDIT, reason=f"runs to check the gate, although {doubt.reason}"

@@ -63,6 +63,7 @@ class GaussianProcess:
             near: Process fitted to nearly the same points. The optimizer starts there and takes few steps.
         """
         centre = float(np.average(y, weights=weight)) if mean is None else mean
+        # The floor avoids a division by zero if all targets are equal.
         unit = max(float(np.sqrt(np.average((y - centre) ** 2, weights=weight))), 1e-6)
         target = (y - centre) / unit
         part = _spread_out(weight)
@@ -149,6 +150,7 @@ def _spread_out(weight: Array) -> NDArray[np.int64]:
     n = len(weight)
     if n <= _SEARCHED:
         return np.arange(n)
+    # The highest weight usually marks finished runs on our own base model and data set.
     own = np.flatnonzero(weight == weight.max())
     chosen = own if len(own) <= _SEARCHED else own[np.linspace(0, len(own) - 1, _SEARCHED).round().astype(int)]
     rest = np.setdiff1d(np.arange(n), own)
@@ -161,6 +163,7 @@ def _conditioned(x: Array, target: Array, weight: Array, theta: Array, centre: f
     scaled = x / scales
     squares = ((scaled[:, None, :] - scaled[None, :, :]) ** 2).sum(axis=2)
     covariance = amplitude * _matern(squares)[0] + np.diag(noise / weight + _JITTER)
+    # cho_factor leaves arbitrary values above the diagonal.
     lower = np.tril(np.asarray(cho_factor(covariance, lower=True)[0]))
     alpha = cho_solve((lower, True), target)
     return GaussianProcess(x, scales, amplitude, lower, alpha, centre, unit, noise, weight)
@@ -178,6 +181,7 @@ def _maximise(x: Array, target: Array, weight: Array, near: Array | None) -> Arr
         off = (theta - prior_mean) / prior_sd
         return value + 0.5 * float(off @ off), gradient + off / prior_sd
 
+    # The bounds keep the covariance well-conditioned while the optimizer explores.
     bounds = [(-4.0, 4.0), (-9.0, 1.0)] + [(-3.0, 5.0)] * d
     # The likelihood can have a maximum with much noise and another with little: start from both while this is cheap.
     starts = [np.array([0.0, noise, *[_START] * d]) for noise in (-2.0, -5.0)][
@@ -206,6 +210,7 @@ def negative_log_likelihood(theta: Array, squares: Array, target: Array, weight:
     correlation, slope = _matern(squares @ inverse_squares)
     n = len(target)
     covariance = amplitude * correlation
+    # In place, since a matrix for the diagonal would be allocated at every step of the optimizer.
     covariance.flat[:: n + 1] += noise / weight + _JITTER
     factor, fault = lapack.dpotrf(covariance, lower=1)
     if fault:

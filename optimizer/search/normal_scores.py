@@ -29,8 +29,10 @@ class NormalScores:
         """Fit the scale to qualities of shape (n,), n >= 1, with weights of shape (n,)."""
         values, place = np.unique(y, return_inverse=True)
         share = np.bincount(place, weight) / weight.sum()
+        # The midpoint of each rank, since the extremes would have scores of plus and minus infinity.
         scores = norm.ppf(np.cumsum(share) - share / 2)
         middle = float(np.interp(0.0, scores, values))
+        # A single quality has the score 0, where the slope of its line is undefined.
         low, high = (
             max((values[end] - middle) / scores[end], _MIN_SLOPE) if scores[end] else _MIN_SLOPE for end in (0, -1)
         )

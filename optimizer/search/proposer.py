@@ -114,6 +114,7 @@ class Proposer:
         for setting in map(self._space.at, points):
             if self._usable(setting, known):
                 return setting
+        # Every candidate broke a rule or was a repeat, so fall back to other draws.
         drawn = {} if self._sampler == MODEL else self._by_optuna(shadow, known)
         return drawn or self._any_usable(len(trials), known)
 
@@ -131,6 +132,7 @@ class Proposer:
         number = len(trials)
         if surrogate is None or surrogate.weight < _STARTUP_MODEL or surrogate.quality is None:
             points = self._startup(number)
+            # The first trial is the setting most likely to work, so that there is a result to improve on.
             return points if number else [self._unit(self._space.likely()), *points]
         # Active and refused trials count as if they ended as expected. Otherwise parallel trials would be duplicates.
         open_now = [t.params for t in trials if _open(t) and self._inside(t.params)]
@@ -179,6 +181,7 @@ class Proposer:
     def _shadow(self, trials: Sequence[FrozenTrial]) -> optuna.Study:
         """Build the study that the sampler sees: runs of past campaigns, then this campaign's trials."""
         storage = InMemoryStorage()
+        # A seed from the number of trials: a restarted campaign draws the same setting again.
         seed = int(np.random.SeedSequence([self._seed, len(trials)]).generate_state(1)[0])
         shadow = optuna.create_study(storage=storage, direction="maximize", sampler=_SAMPLERS[self._sampler](seed))
         seen = [*self._adopted, *(t for t in trials if _is_evidence(t) and self._inside(t.params))]
@@ -199,6 +202,7 @@ class Proposer:
         settled = self._space.searched(self._space.filled(run.run.all_parameters))
         if len(settled) < len(self._space.names) or self._space.problems(settled):
             return None
+        # Low quality is no failure here: the value itself tells the sampler.
         good = not failed(run, 0.0)
         return _as_trial(
             self._space.distributions, settled, TrialState.COMPLETE if good else TrialState.PRUNED, best_quality(run)

@@ -104,6 +104,7 @@ class Space:
         ties = {name: parts for name in distributions if (parts := ratio_of(name)) is not None}
         space = cls(distributions, dict(file.fixed), rules, file.campaign.failed_quality, KOHYA, ties)
         varied = space._varied()
+        # Including defaults, since a rule may name a parameter that the file does not set.
         fixed = {name: value for name, value in space.complete({}).items() if name not in varied}
         for rule in rules:
             if {rule.left, rule.other} & varied == set() and not rule.holds(fixed):
@@ -264,6 +265,7 @@ class Space:
             choices = list(d.choices)
             if value not in choices and numeric(d) and value is not None:
                 value = min(choices, key=lambda c: abs(_position(d, c) - _position(d, value)))
+            # The middle of the choice's share of the axis, which `at` maps back to the choice.
             return (choices.index(value) + 0.5) / len(choices) if value in choices else 0.5
         return 0.5 if value is None else min(max(_position(d, value), 0.0), 1.0)
 

@@ -134,6 +134,7 @@ class Surrogate:
         smooth, spread = 1.0, math.inf
         if process is not None and forest is not None:
             smooth, spread = _calibrated(process, forest, x[measured], scores, sure[measured])
+        # If all runs failed or none did, there is no boundary to learn, and the base rate is all we know.
         risk = _fit(x, fails, weight, base_rate) if 0 < fails.sum() < len(fails) else None
         return cls(
             space=space,
@@ -224,6 +225,7 @@ class Surrogate:
         if self.quality is None:
             return {}
         d = len(self.space.names)
+        # Two independent samples side by side, as Jansen's estimator needs.
         units = qmc.Sobol(2 * d, rng=np.random.default_rng(0)).random_base2(8)  # (256, 2 d)
         first, other = (self.space.encode_units(part) for part in np.split(units, 2, axis=1))
         surface = self.quality.predict(first)[0]
@@ -311,6 +313,7 @@ def _calibrated(process: GaussianProcess, forest: Forest, x: Array, y: Array, we
     few runs for the quantile, the half width is at least that of Student's distribution.
     """
     mean, sd = process.left_out() if len(y) > _REFIT_UP_TO else _refitted(process, x, y, weight)
+    # The highest weight usually marks finished runs on our own base model and data set.
     own = weight == weight.max() if (weight == weight.max()).sum() >= _MIN_RUNS else np.ones(len(y), dtype=bool)
     share = _share(mean[own], forest.left_out[own], y[own])
     error = y - share * mean - (1 - share) * forest.left_out
