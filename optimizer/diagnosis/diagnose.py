@@ -31,12 +31,12 @@ _BLAMELESS = (IssueName.CRASHED, IssueName.BAD_DATA)
 _NO_HARM = 0.1
 """Severity of a problem that spoils no picture. Chosen by hand, low, to sort it behind real damage."""
 
-_NAMED = 0.5
+_MIN_CONFIDENCE = 0.5
 """Total confidence of causes needed to report a risk without measured harm. Chosen by hand: it raised no alarm on 20
 healthy runs (benchmarks/RESULTS.md)."""
 
 SLOW = IssueName.SLOW
-_COMPARED = 3  # healthy runs on the same data set from which runs on other data are ignored; chosen by hand
+_MIN_HEALTHY = 3  # healthy runs on the same data set from which runs on other data are ignored; chosen by hand
 
 
 def diagnose_epoch(
@@ -98,7 +98,10 @@ def diagnose_run(
     quality = best_quality(run_history) or 0.0
     judged = judged_epoch(run_history)
     pictures = picture_issues(judged.quantitative_metrics) if judged is not None else ()
-    whole = (*run_issues(run_history, space.failed_quality), *_below(run_history, healthy, space.failed_quality))
+    whole = (
+        *run_issues(run_history, space.failed_quality),
+        *_below_healthy(run_history, healthy, space.failed_quality),
+    )
     found = [_diagnosis(i, run_history, quality, past, run_names, healthy, audit) for i in whole]
     found += [_diagnosis(i, run_history, quality, past, _picture_names, healthy, audit) for i in pictures]
     found = [_mark_usual(d, healthy) for d in found]
@@ -123,7 +126,7 @@ def blamed(diagnoses: Sequence[Diagnosis]) -> tuple[LikelyCause, ...]:
     return tuple(sorted(causes.values(), key=lambda cause: -weights[cause.factor]))
 
 
-def _below(run: RunHistory, healthy: Healthy, failed_quality: float) -> list[Issue]:
+def _below_healthy(run: RunHistory, healthy: Healthy, failed_quality: float) -> list[Issue]:
     """Return an issue if a run did not fail but is worse than healthy ones."""
     quality, lacks = best_quality(run), healthy.shortfall(run)
     if not lacks or quality is None or quality < failed_quality:
@@ -135,7 +138,7 @@ def _below(run: RunHistory, healthy: Healthy, failed_quality: float) -> list[Iss
 def _risky(run: RunHistory, healthy: Healthy, audit: DataAudit | None) -> list[Diagnosis]:
     """Return a diagnosis if the setting or data of a run are clearly risky although no harm was measured."""
     causes = [c for c in likely_causes(run, healthy, audit, ()) if not _outcome_of_machine(run)]
-    if not causes or sum(c.confidence for c in causes) < _NAMED:
+    if not causes or sum(c.confidence for c in causes) < _MIN_CONFIDENCE:
         return []
     first = causes[0]
     return [
@@ -187,7 +190,7 @@ def _mark_usual(diagnosis: Diagnosis, healthy: Healthy) -> Diagnosis:
 def _healthy(run: TrainingRun, history: Sequence[RunHistory]) -> Healthy:
     """Return the healthy runs on the same base model and data set, or on any data set if those are too few."""
     here = Healthy.of(_past(run, history))
-    if len(here.runs) >= _COMPARED:
+    if len(here.runs) >= _MIN_HEALTHY:
         return here
     others = [h for h in history if h.run.base_model == run.base_model and h.run.uid != run.uid]
     return Healthy.of([h for h in others if h.run.outcome is not None])

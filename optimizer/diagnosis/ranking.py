@@ -23,7 +23,7 @@ _MAX_ODDS = 6.0  # of a distant setting, so that it cannot hide all other causes
 _UNKNOWN = 0.3  # odds of a cause that is not listed here, so that a single suspect is not certain
 _EXPLAINS, _EXPLAINS_NOT = 3.0, 0.5  # factors on the odds of a cause that explains an observed issue, or none
 _MIN_ODDS = 0.1  # below these a cause is not worth reading
-_ABSOLVED = 2  # healthy runs with the same risk that clear it
+_CLEARING_RUNS = 2  # healthy runs with the same risk that clear it
 
 BLOWN_UP = frozenset((IssueName.DIVERGED, IssueName.COLLAPSED, IssueName.LOW_QUALITY, IssueName.OSCILLATING))
 FALSE_COLOURS = frozenset(
@@ -134,56 +134,56 @@ def likely_causes(
         issues: Names of the run's issues. Without any, only clear suspects are returned.
     """
     suspects: dict[str, _Suspect] = {}
-    for suspect in (*_of_data(run, audit), *_of_settings(run, healthy), *_of_risks(run, healthy, issues)):
+    for suspect in (*_from_audit(run, audit), *_from_settings(run, healthy), *_from_risks(run, healthy, issues)):
         # Audit, settings and risks may blame the same factor. It counts once, with its highest odds.
         known = suspects.get(suspect.cause.factor, suspect)
         surer = max(known, suspect, key=lambda s: s.odds)
         suspects[suspect.cause.factor] = replace(surer, clear=known.clear or suspect.clear)
-    weighed = [(s.cause, s.odds * _match(s.explains, issues)) for s in suspects.values() if issues or s.clear]
+    weighed = [(s.cause, s.odds * _factor(s.explains, issues)) for s in suspects.values() if issues or s.clear]
     total = sum(odds for _, odds in weighed) + _UNKNOWN
     ranked = sorted((pair for pair in weighed if pair[1] >= _MIN_ODDS), key=lambda pair: -pair[1])
     return tuple(cause.changed(confidence=odds / total) for cause, odds in ranked)
 
 
-def _match(explains: frozenset[str] | None, issues: Sequence[str]) -> float:
+def _factor(explains: frozenset[str] | None, issues: Sequence[str]) -> float:
     if not issues or explains is None:
         return 1.0
     return _EXPLAINS if explains & set(issues) else _EXPLAINS_NOT
 
 
-def _of_settings(run: RunHistory, healthy: Healthy) -> Iterator[_Suspect]:
+def _from_settings(run: RunHistory, healthy: Healthy) -> Iterator[_Suspect]:
     for departure in healthy.departures(run):
         if departure.size > _NEAR:
-            yield _departed(departure, healthy)
+            yield _as_suspect(departure, healthy)
 
 
-def _departed(d: Departure, healthy: Healthy) -> _Suspect:
+def _as_suspect(d: Departure, healthy: Healthy) -> _Suspect:
     spec = PARAMETERS[d.name]
     ratio = f" / {ALPHAS[d.name]}" if d.name in ALPHAS else ""
     usual = _span_text(d)
     explains = None if d.high is None else (_TOO_HIGH if d.high else _TOO_LOW).get(d.name)
     number = d.name == "num_images"
-    fix = "add different pictures" if number else f"set {d.name}{ratio} {_there(d)}, as healthy runs have it"
+    fix = "add different pictures" if number else f"set {d.name}{ratio} {_target_text(d)}, as healthy runs have it"
     odds = min((d.size / _SCALE) ** 2, _MAX_ODDS)
     factor = "few_pictures" if number else d.name
     return _Suspect(
         LikelyCause(
             factor=factor, category=str(spec.category),
-            sentence=f"{d.name}{ratio} = {text_of(d.value)} where {_of_whom(d, healthy)} {usual}",
+            sentence=f"{d.name}{ratio} = {text_of(d.value)} where {_comparison_text(d, healthy)} {usual}",
             recommendation=fix, confidence=0.0, evidence=tuple(h.run.run_name for h in healthy.runs[:5]),
         ),
         0.0 if number and d.high else odds, explains, d.size >= _FAR,
     )  # fmt: skip
 
 
-def _of_whom(d: Departure, healthy: Healthy) -> str:
+def _comparison_text(d: Departure, healthy: Healthy) -> str:
     """Return whom a setting is compared with, as '6 healthy runs have'."""
     if d.runs == len(healthy.runs):
         return f"{d.runs} healthy runs have"
     return f"the {d.runs} healthy runs that use it have" if d.runs > 1 else "the one healthy run that uses it has"
 
 
-def _there(d: Departure) -> str:
+def _target_text(d: Departure) -> str:
     """Return where to set a parameter, as 'to 8' or 'between 0.0002 and 0.002'."""
     low, high = d.usual[0], d.usual[-1]
     span = d.high is not None and text_of(low) != text_of(high)
@@ -197,12 +197,12 @@ def _span_text(d: Departure) -> str:
     return text_of(low) if low == high else f"{text_of(low)} to {text_of(high)}"
 
 
-def _of_risks(run: RunHistory, healthy: Healthy, issues: Sequence[str]) -> Iterator[_Suspect]:
+def _from_risks(run: RunHistory, healthy: Healthy, issues: Sequence[str]) -> Iterator[_Suspect]:
     for risk in _RISKS:
         if risk.explains is not None and not risk.explains & set(issues):
             continue
         rules = [Rule.parse(text) for text in risk.rules]
-        if not _meets(run, rules) or sum(_meets(h, rules) for h in healthy.runs) >= _ABSOLVED:
+        if not _meets(run, rules) or sum(_meets(h, rules) for h in healthy.runs) >= _CLEARING_RUNS:
             continue
         value = text_of(run.run.all_parameters.get(risk.factor, PARAMETERS[risk.factor].default))
         cause = LikelyCause(
@@ -218,7 +218,7 @@ def _meets(run: RunHistory, rules: Sequence[Rule]) -> bool:
     return all(used[rule.left] is not None and rule.holds(used) for rule in rules)
 
 
-def _of_data(run: RunHistory, audit: DataAudit | None) -> Iterator[_Suspect]:
+def _from_audit(run: RunHistory, audit: DataAudit | None) -> Iterator[_Suspect]:
     if audit is None:
         return
     flips = bool(run.run.all_parameters.get("flip_aug"))

@@ -107,7 +107,7 @@ def missing(change: Change, history: Sequence[RunHistory], space: Space, count: 
         if count == 0:
             break
         arms = change.pair(setting)
-        key = _rest(change.name, change.before, setting, space)
+        key = _key_apart_from(change.name, change.before, setting, space)
         if key not in done:
             _check_runnable(change, arms, space)
             done.add(key)
@@ -191,14 +191,14 @@ def _sides(
         side = after(run.run.all_parameters.get(name))
         if side is None:
             continue
-        key = _rest(name, stand_in, run.run.all_parameters, space)
+        key = _key_apart_from(name, stand_in, run.run.all_parameters, space)
         one, two = found.get(key, (None, None))
         # The first run on each side counts, so that later repeats do not change a verdict.
         found[key] = (one, two or run) if side else (one or run, two)
     return found
 
 
-def _rest(name: str, stand_in: ParameterValue, parameters: Parameters, space: Space) -> str:
+def _key_apart_from(name: str, stand_in: ParameterValue, parameters: Parameters, space: Space) -> str:
     return space.key({**parameters, name: stand_in})
 
 

@@ -84,10 +84,10 @@ def next_experiments(
     best = best_own(history, space)
     if best is None or best_quality(best) is None:
         return ()
-    base = _within(space, best.run.all_parameters)
+    base = _moved_inside(space, best.run.all_parameters)
     known = {space.key(h.run.all_parameters) for h in informative(history)}
     limits = _limits(history, space)
-    steps = (change for change in _single_changes(space, base) if _harmless(change, limits, space))
+    steps = (change for change in _single_changes(space, base) if _within_limits(change, limits, space))
     # Pairs are only built from the best single changes, since all pairs would be too many to predict.
     singles = _ranked(steps, base, known, space, surrogate, best_quality(best) or 0.0)
     pairs = _ranked(_pairs(singles), base, known, space, surrogate, best_quality(best) or 0.0)
@@ -131,7 +131,7 @@ def identity_of(campaign: str, searched: Parameters) -> uuid.UUID:
     return uuid.uuid5(_NAMESPACE, json.dumps([campaign, sorted(searched.items())]))
 
 
-def _within(space: Space, parameters: Parameters) -> Parameters:
+def _moved_inside(space: Space, parameters: Parameters) -> Parameters:
     """Return the searched parameters of a run, moved into the current space where they lie outside."""
     unit = np.array([space.unit(name, parameters.get(name)) for name in space.names])
     inside = space.at(unit)
@@ -176,7 +176,7 @@ def _limits(history: Sequence[RunHistory], space: Space) -> dict[str, tuple[floa
     return limits
 
 
-def _harmless(change: Parameters, limits: dict[str, tuple[float, float]], space: Space) -> bool:
+def _within_limits(change: Parameters, limits: dict[str, tuple[float, float]], space: Space) -> bool:
     """Return whether every changed number is closer to the healthy runs than to a bad run."""
     return all(
         limits[name][0] <= space.unit(name, value) <= limits[name][1]

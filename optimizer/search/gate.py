@@ -49,20 +49,20 @@ class Gate:
         broken = self._space.violations(parameters)
         if broken:
             return _verdict(Decision.SKIP, GateRule.HARD_RULE, "; ".join(broken), prediction)
-        doubt = self._doubt(parameters, prediction, history) if self._settings.enabled else None
-        if doubt is None:
+        refusal = self._refusal(parameters, prediction, history) if self._settings.enabled else None
+        if refusal is None:
             return _verdict(Decision.RUN, GateRule.ACCEPTED, self._acceptance(prediction, history), prediction)
         if skips_in_a_row >= self._settings.max_skips_in_a_row:
-            reason = f"{skips_in_a_row} proposals in a row were refused, so this one runs although {doubt.reason}"
-            return doubt.changed(decision=Decision.RUN, rule=GateRule.LEAST_BAD, reason=reason)
+            reason = f"{skips_in_a_row} proposals in a row were refused, so this one runs although {refusal.reason}"
+            return refusal.changed(decision=Decision.RUN, rule=GateRule.LEAST_BAD, reason=reason)
         # Running a known training again would not check the gate, only repeat the result.
-        if self._is_audit(number) and not self._certain(parameters, history):
-            return doubt.changed(
-                decision=Decision.RUN, rule=GateRule.AUDIT, reason=f"runs to check the gate, although {doubt.reason}"
+        if self._is_audit(number) and not self._is_known(parameters, history):
+            return refusal.changed(
+                decision=Decision.RUN, rule=GateRule.AUDIT, reason=f"runs to check the gate, although {refusal.reason}"
             )
-        return doubt
+        return refusal
 
-    def _doubt(
+    def _refusal(
         self, parameters: Mapping[str, ParameterValue], prediction: Prediction, history: Sequence[RunHistory]
     ) -> GateVerdict | None:
         """Return the refusal that past runs or the prediction call for; None if there is none."""
@@ -99,7 +99,7 @@ class Gate:
         wanted = self._space.key(parameters)
         return next((h for h in informative(history) if self._space.key(h.run.all_parameters) == wanted), None)
 
-    def _certain(self, parameters: Mapping[str, ParameterValue], history: Sequence[RunHistory]) -> bool:
+    def _is_known(self, parameters: Mapping[str, ParameterValue], history: Sequence[RunHistory]) -> bool:
         return self._duplicate(parameters, history) is not None
 
     def _is_audit(self, number: int) -> bool:
