@@ -43,6 +43,7 @@ def _converged(budget: Budget, trials_done: int, expected_gain: float | None) ->
 def deadline(until: time, now: datetime) -> datetime:
     """Return the first moment after `now` at which a clock in its time zone shows `until`."""
     today = now.replace(hour=until.hour, minute=until.minute, second=until.second, microsecond=0)
+    # A time that has passed today means tomorrow, so that a campaign started at night runs until morning.
     return today if today > now else today + timedelta(days=1)
 
 

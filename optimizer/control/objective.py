@@ -59,6 +59,7 @@ def curve_state(curve: Curve) -> CurveState:
     window = values[-_WINDOW:]
     if len(window) == _WINDOW and max(window) - min(window) <= TOLERANCE and best - max(window) <= _FALL:
         return CurveState.CONVERGED
+    # Four changes need five epochs.
     if _reversals(values[-_WINDOW - 1 :]) >= _WINDOW - 1:
         return CurveState.OSCILLATING
     if max(values[-2:]) < best - _FALL:

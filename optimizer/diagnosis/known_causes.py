@@ -22,6 +22,7 @@ class _KnownCause:
     unless_audited: str | None = None  # a check of the data audit that would have found it
 
 
+# The first cause whose condition holds is named, so the order matters. The last one of each issue has no condition.
 _KNOWN_CAUSES: dict[str, tuple[_KnownCause, ...]] = {
     IssueName.PHOTOREALISTIC: (
         _KnownCause(

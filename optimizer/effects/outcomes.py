@@ -65,6 +65,7 @@ def _can_be_tested(outcome: Measured) -> bool:
     known = outcome.values[outcome.known]
     if len(known) < _MIN_RUNS or np.ptp(known) < 1e-9:  # equal up to rounding
         return False
+    # If only one run differed, that run alone would decide every test.
     _, counts = np.unique(known, return_counts=True)
     return bool(len(known) - counts.max() >= 2)
 

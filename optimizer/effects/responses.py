@@ -203,6 +203,7 @@ def better_side(v: Varied, outcome: Array) -> tuple[NDArray[np.bool_], str]:
         left = numbers <= below
         size = min(int(left.sum()), int((~left).sum()))
         gap = float(outcome[left].mean() - outcome[~left].mean())
+        # Tuples are compared in order: enough runs on both sides first, then the largest difference.
         options.append((size >= least, abs(gap), gap, below, above))
     _, _, gap, below, above = max(options)
     left = numbers <= below

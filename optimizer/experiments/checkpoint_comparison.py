@@ -143,6 +143,7 @@ def count_votes(votes: Sequence[PictureVote]) -> VoteCount:
     """
     first, second = (sum(v.choice == side for v in votes) for side in ("first", "second"))
     n = first + second
+    # Without a vote for one side, the bound is exact and beta.ppf undefined.
     low = float(beta.ppf(_LEVEL / 2, second, first + 1)) if second else 0.0
     high = float(beta.ppf(1 - _LEVEL / 2, second + 1, first)) if first else 1.0
     p = min(1.0, 2 * float(binom.cdf(min(first, second), n, 0.5)))

@@ -132,6 +132,7 @@ def _settle(hypothesis: Hypothesis, history: Sequence[RunHistory], space: Space)
         return hypothesis
     before = hypothesis.expected.quality - hypothesis.gain
     difference = float(np.mean([best_quality(h) or 0.0 for h in mine])) - before
+    # The best run is a single run, and ours is a mean of n: their variances add up.
     spread = noise(history, space) * float(np.sqrt(1 + 1 / len(mine)))
     if any(failed(h, space.failed_quality) for h in mine) or difference <= 0:
         state = HypothesisState.REFUTED

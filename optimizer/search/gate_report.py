@@ -45,6 +45,7 @@ def _saved(runs: Sequence[RunHistory], refusals: Sequence[RefusedProposal], fail
             (bad if failed(run, failed_quality) else fine).append(hours_used([run]))
     if not fine and not bad:
         return None
+    # If no run failed, or all did, the other kind stands in.
     usual, failing = median(fine or bad), median(bad or fine)
     rules = [refusal.verdict.rule for refusal in refusals if refusal.verdict.rule != _NEVER]
     return float(sum(failing if rule in _DEFECTS else usual for rule in rules))

@@ -135,15 +135,15 @@ class Space:
         for name in self.ties.keys() & searched.keys():
             part, whole = self.ties[name]
             base, ratio = self.knowledge.filled(plain)[whole], searched[name]
-            if (
-                isinstance(base, int | float) and isinstance(ratio, int | float) and base
-            ):  # otherwise the ratio has no effect
+            # Without a whole, such as conv_dim = 0, the part has no effect either.
+            if isinstance(base, int | float) and isinstance(ratio, int | float) and base:
                 plain[part] = _in_kind(part, ratio * base)
         return plain
 
     def searched(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
         """Return the searched parameters and ratios of a full set of parameters."""
         known = {**parameters, **self._ratios(parameters)} if self.ties else parameters
+        # None counts where the run recorded it as "not set", but not where the run does not know the parameter.
         return {name: known[name] for name in self.names if known.get(name) is not None or name in parameters}
 
     def _ratios(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
@@ -157,6 +157,7 @@ class Space:
         if isinstance(d, CategoricalDistribution):  # rounding must not turn it into a different choice
             near = min(d.choices, key=lambda c: abs(_position(d, c) - _position(d, ratio)))
             return float(near) if isinstance(near, int | float) and math.isclose(near, ratio, rel_tol=1e-6) else ratio
+        # Nor must it push a ratio at the edge of its range out of it.
         low, high, _ = _span(d)
         return min(max(ratio, low), high) if low * (1 - 1e-9) <= ratio <= high * (1 + 1e-9) else ratio
 

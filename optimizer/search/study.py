@@ -47,7 +47,10 @@ Answer = TypeVar("Answer")
 
 
 def _retry_once(method: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
-    """Retry a method once if the database connection broke. All methods of the study can safely run twice."""
+    """Retry a method once if the database connection broke. Recording the same thing twice changes nothing.
+
+    If `ask` is cut off after its write, the trial stays open, like that of a killed process.
+    """
 
     @functools.wraps(method)
     def retrying(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
@@ -198,6 +201,7 @@ class CampaignStudy:
             return
         key = {"name": f"pixelloop/{self.study.study_name}"}
         with self.storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            # A session lock in autocommit mode. In a transaction, one would stay open while a proposal is drawn.
             connection.execute(text("select pg_advisory_lock(hashtextextended(:name, 0))"), key)
             try:
                 yield
@@ -257,6 +261,7 @@ class CampaignStudy:
                 f"({value}): Optuna keeps the first; look which process told it"
             )
         self._note(trial, "outcome", str(outcome))
+        # Samplers ignore failed trials, so these need no constraint.
         if state is not TrialState.FAIL:
             self._constrain(trial, -VIOLATION if state is TrialState.COMPLETE else VIOLATION)
         self.study.tell(number, value, state=state)
