@@ -1,1 +1,1 @@
-"""Decisions: history in, decision out. No torch, no Prefect, no network, no clock."""
+"""Make decisions: history in, decision out. No torch, no Prefect, no network, no clock."""

@@ -1,1 +1,1 @@
-"""The words of the system: parameters, campaigns, prompts, runs, findings, errors."""
+"""Define the records that all layers share: parameters, campaigns, prompts, runs, findings, errors."""

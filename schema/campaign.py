@@ -1,4 +1,4 @@
-"""campaign.toml as frozen models."""
+"""Define campaign.toml as immutable models."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from schema.taxonomy import Kind
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _LARGEST_SEED = 2**32 - 1
-"""What numpy's and Optuna's generators take."""
+"""Largest seed that the generators of numpy and Optuna accept."""
 _MOST_RUNS = 100_000
-"""Trials, epochs or runs: a larger number is a slip of the keyboard, and some would not fit the database."""
+"""Trials, epochs or runs. A larger number is a typing error, and some would not fit the database column."""
 _MOST_HOURS = 100_000
-"""Eleven years."""
+"""Eleven years. A longer budget is a typing error."""
 _MOST_PARALLEL = 256
-"""GPUs of the largest machine anybody rents, and some."""
+"""More GPUs than the largest machine for rent has."""
 _MOST_REPEATS = 100
-"""Each costs a whole training run."""
+"""Each repeat costs a whole training run, so a larger number is a typing error."""
 
 
 def _plain_name(name: str) -> str:
@@ -33,12 +33,12 @@ def _plain_name(name: str) -> str:
     return name
 
 
-# The pattern is for forms alone: told as an error it is no sentence.
+# The pattern only serves forms. Checked by pydantic, it would give an error message that nobody understands.
 Name = Annotated[str, AfterValidator(_plain_name), Field(json_schema_extra={"pattern": f"^{_NAME.pattern}$"})]
 
 
 class Range(Frozen):
-    """A span of numbers to search."""
+    """Define a range of numbers to search."""
 
     low: float
     high: float
@@ -54,7 +54,7 @@ class Range(Frozen):
 
 
 class Choices(Frozen):
-    """A list of values to search."""
+    """Define a list of values to search."""
 
     choices: tuple[ParameterValue, ...] = Field(min_length=2)
 
@@ -71,10 +71,12 @@ SearchSpace = dict[str, Range | Choices]
 
 
 def _span(name: str, span: Any) -> Any:
-    """A table as the span that it is meant to be; told apart here, as an error of both kinds helps nobody.
+    """Return a TOML table as a range or choices.
+
+    Pydantic would report the errors of both types of the union, so we pick the type ourselves.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: The value is neither.
     """
     if isinstance(span, Range | Choices):
         return span
@@ -84,13 +86,13 @@ def _span(name: str, span: Any) -> Any:
 
 
 def ratio_of(name: str) -> tuple[str, str] | None:
-    """The two parameters of a searched ratio ``a/b``; None for the name of a parameter."""
+    """Return the two parameters of a searched ratio ``a/b``; None if the name is not a ratio."""
     part, slash, whole = name.partition("/")
     return (part.strip(), whole.strip()) if slash else None
 
 
 class Budget(Frozen):
-    """When a campaign ends: at the first of these."""
+    """Define when a campaign ends: at the first of these limits."""
 
     trials: int = Field(15, ge=1, le=_MOST_RUNS, description="trials that really run; refused proposals do not count")
     hours: float | None = Field(None, gt=0, le=_MOST_HOURS, description="in which anything ran; pauses are not counted")
@@ -124,7 +126,7 @@ class Budget(Frozen):
 
 
 class GateSettings(Frozen):
-    """How strict the gate is."""
+    """Define how strict the gate is."""
 
     enabled: bool = True
     min_runs: int = Field(
@@ -141,11 +143,11 @@ Objective = Literal[
     "overall", "colour", "style", "background_accuracy", "hair_accuracy", "crown_accuracy", "colour_purity",
     "edge_sharpness", "pixel_art_purity", "palette_score", "dithering_score",
 ]  # fmt: skip
-"""Measures of an epoch's mean picture of which more is better, 0-100."""
+"""Measures of an epoch's mean picture (0-100, higher is better)."""
 
 
 class StoppingSettings(Frozen):
-    """When a trial ends before its last epoch."""
+    """Define when to stop a trial before its last epoch."""
 
     enabled: bool = True
     min_epochs: int = Field(2, ge=1, le=_MOST_RUNS, description="epochs that every trial may finish")
@@ -165,7 +167,7 @@ class StoppingSettings(Frozen):
 
 
 class EffortSettings(Frozen):
-    """How much is drawn of an epoch."""
+    """Define how many prompts to draw after an epoch."""
 
     few_prompts: int = Field(
         4,
@@ -177,7 +179,7 @@ class EffortSettings(Frozen):
 
 
 class NotifySettings(Frozen):
-    """What is told to where `PIXELLOOP_NOTIFY` points."""
+    """Choose the notifications to send to the addresses in `PIXELLOOP_NOTIFY`."""
 
     on: tuple[Literal["end", "best", "trouble"], ...] = Field(
         ("end", "best", "trouble"), description="the campaign has ended; a new best run; something needs a person"
@@ -185,7 +187,7 @@ class NotifySettings(Frozen):
 
 
 class RetentionSettings(Frozen):
-    """Which files stay when a trial has ended; pictures always do."""
+    """Choose the files to keep after a trial. Pictures are always kept."""
 
     best_checkpoints: int | None = Field(
         None, ge=1, le=_MOST_RUNS, description="LoRA files kept of each run, the best ones; all if left out"
@@ -193,7 +195,7 @@ class RetentionSettings(Frozen):
 
 
 class Campaign(Frozen):
-    """One search: a model, a data set, a space, a budget."""
+    """Define what one search trains, and how: model, data set, prompts, sampler, trainer."""
 
     name: Name
     base_model: str = Field(description="diffusers folder, hub id, or .safetensors checkpoint")
@@ -222,7 +224,7 @@ class Campaign(Frozen):
 
 
 class CampaignFile(Frozen):
-    """The whole file. Relative paths in it start at the file's folder."""
+    """Hold the content of a campaign file. Relative paths in it start at the file's folder."""
 
     campaign: Campaign
     search: SearchSpace = Field(min_length=1)
@@ -269,6 +271,7 @@ class CampaignFile(Frozen):
 
     @model_validator(mode="after")
     def _once(self) -> CampaignFile:
+        # A searched ratio sets its first parameter, so [fixed] must not set it too.
         computed = {parts[0] for name in self.search if (parts := ratio_of(name)) is not None}
         both = sorted((set(self.search) | computed) & set(self.fixed))
         if both:
@@ -280,49 +283,52 @@ class CampaignFile(Frozen):
         return self
 
     def path(self, text: str) -> Path:
-        """A path in the file, from the file's folder unless absolute."""
+        """Return a path of the file as an absolute path. Relative paths start at the file's folder."""
         return (self.folder / Path(text).expanduser()).resolve()
 
     @property
     def base_model(self) -> str:
-        """Folder or file of the base model, or its hub id as it stands."""
+        """Return the absolute path of the base model if it exists, else the text as given, which is a hub id."""
         local = self.path(self.campaign.base_model)
         return str(local) if local.exists() else self.campaign.base_model
 
     @property
     def sd_scripts(self) -> tuple[Path, Path] | None:
-        """Checkout of sd-scripts and the python of its environment; None where our own trainer is used."""
+        """Return the sd-scripts checkout and the Python of its environment; None if our own trainer is used."""
         campaign = self.campaign
         if campaign.trainer != "sd-scripts" or campaign.sd_scripts is None:
             return None
         checkout = self.path(campaign.sd_scripts)
         if campaign.sd_scripts_python is not None:
-            # Not resolved: behind the link in a virtual environment lies a python without its packages.
+            # Do not resolve: the link in a virtual environment leads to a Python without its packages.
             return checkout, self.folder / Path(campaign.sd_scripts_python).expanduser()
         places = [checkout / name / "bin" / "python" for name in ("venv", ".venv")]
         return checkout, next((place for place in places if place.exists()), places[0])
 
     @property
     def dataset_dir(self) -> Path:
-        """Folder of the data set."""
+        """Return the absolute path of the data set."""
         return self.path(self.campaign.dataset)
 
     @property
     def prompts_file(self) -> Path:
-        """Path of the prompt suite."""
+        """Return the absolute path of the prompt suite."""
         return self.path(self.campaign.prompts)
 
 
 def _check_ratio(name: str, span: Range | Choices, space: SearchSpace) -> None:
-    """A ratio is of two different numbers, positive, and stands in place of its first parameter.
+    """Check a searched ratio: two different numeric parameters, positive values, no chains.
+
+    The ratio replaces its first parameter, so that one must not be searched as well.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: The ratio cannot be searched.
     """
     part, whole = ratio_of(name) or (name, name)
     for one in (part, whole):
         if parameter(one).kind not in (Kind.FLOAT, Kind.INT) or not parameter(one).searchable:
             raise ConfigError(f"{name} cannot be searched: {one} is no number that may be searched")
+    # Two ratios, or a ratio and a range, for one parameter would contradict each other.
     if part == whole or sum((ratio_of(other) or (other,))[0] == part for other in space) > 1:
         raise ConfigError(f"{name} stands in place of {part}: search {part} once, as itself or as a ratio")
     if ratio_of(whole) is not None or any((ratio_of(other) or ("", ""))[0] == whole for other in space):
@@ -336,12 +342,12 @@ def load_campaign(path: Path) -> CampaignFile:
     """Read campaign.toml.
 
     Raises:
-        ConfigError: the file is missing, no TOML, or has a wrong key or value.
+        ConfigError: The file is missing or not valid TOML, or one of its keys or values is wrong.
     """
     data: CampaignFile = load_toml(path, CampaignFile)
     return data.model_copy(update={"folder": path.resolve().parent})
 
 
 def campaign_json(file: CampaignFile) -> dict[str, Any]:
-    """The campaign as JSON for the store."""
+    """Return the campaign as JSON values for the store."""
     return file.model_dump(mode="json")

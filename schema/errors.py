@@ -1,19 +1,19 @@
-"""Every error pixelloop raises on purpose.
+"""Define every error that pixelloop raises on purpose.
 
-Messages are one sentence that says what is wrong, where, and the mend. The classes take a
+A message is one sentence that says what is wrong, where, and how to fix it. The classes take a
 plain message and nothing else, so that they survive pickling between processes.
 """
 
 import reprlib
 
 _LONGEST_SHOWN = 80
-"""Characters of a value that a message repeats. A wrong value can have megabytes."""
+"""Characters of a value that a message repeats. A wrong value can be megabytes long."""
 _reprs = reprlib.Repr()
 _reprs.maxstring = _reprs.maxother = _LONGEST_SHOWN
 
 
 def shorten(text: object, longest: int = _LONGEST_SHOWN) -> str:
-    """Return a text or path, cut in the middle where it is longer than `longest` characters."""
+    """Return `text`, with its middle replaced by dots if it is longer than `longest` characters."""
     whole = str(text)
     if len(whole) <= longest:
         return whole
@@ -22,45 +22,45 @@ def shorten(text: object, longest: int = _LONGEST_SHOWN) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as Python writes it, short enough for a message."""
+    """Return the `repr` of a value, short enough for a message."""
     return shorten(_reprs.repr(value))
 
 
 class PixelloopError(Exception):
-    """Base of all errors with a sentence for the user; the command line prints it and exits 2."""
+    """Report a problem to the user in one sentence. The command line prints it and exits with code 2."""
 
 
 class ConfigError(PixelloopError, ValueError):
-    """A file or an option is wrong: unknown key, bad value, missing file."""
+    """Report a wrong file or option: unknown key, bad value, missing file."""
 
 
 class StoreError(PixelloopError):
-    """The database refused or lost something that a retry does not mend."""
+    """Report a database failure that a retry does not fix."""
 
 
 class StoreUnavailableError(StoreError, ConnectionError):
-    """The database cannot be reached now; the same call may work later."""
+    """Report that the database cannot be reached now. The same call may succeed later."""
 
 
 class RowRefusedError(StoreError):
-    """The database refuses a row; the outbox has set it aside with the reason."""
+    """Report a row that the database refused. The outbox has set it aside with the reason."""
 
 
 class NumberTakenError(StoreError):
-    """A run of another home has this number in the campaign already."""
+    """Report that a run of another home already has this number in the campaign."""
 
 
 class NotFoundError(PixelloopError, LookupError):
-    """A campaign, run or epoch that was asked for by name does not exist."""
+    """Report that no campaign, run or epoch has the given name."""
 
 
 class TrialError(PixelloopError):
-    """A trial could not go on; its outcome says how it ended."""
+    """Report a trial that could not continue. Its outcome says how it ended."""
 
 
 class DivergedError(TrialError, ArithmeticError):
-    """The loss or the weights left the finite range."""
+    """Report a loss or weights that are no longer finite."""
 
 
 class BadDataError(TrialError, ValueError):
-    """The data set cannot be trained on: no pictures, a broken picture, an empty caption."""
+    """Report a data set that cannot be trained on: no pictures, a broken picture, an empty caption."""

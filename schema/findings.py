@@ -1,6 +1,6 @@
-"""What the analysis may claim: predictions, verdicts, diagnoses, effects, experiments.
+"""Define what the analysis can claim: predictions, verdicts, diagnoses, effects, experiments.
 
-Every claim carries the number of runs it rests on, and the words *observed* or *tested*.
+Every claim states the number of runs behind it, and whether it is *observed* or *tested*.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from schema.states import EffectVerdict, GateRule, HypothesisState, PrincipleSta
 
 
 class Evidence(StrEnum):
-    """How a claim was reached."""
+    """Say how a claim was reached. Only a paired experiment makes a claim *tested*."""
 
     OBSERVED = "observed"
     TESTED = "tested"
 
 
 class Prediction(Frozen):
-    """What the surrogate expects of a set of parameters, before the run."""
+    """Predict the result of a set of parameters before the run."""
 
     quality: float = Field(description="expected best quality of the run, 0-100")
     low: float = Field(description="lower end of the interval")
@@ -41,14 +41,14 @@ class Prediction(Frozen):
 
 
 class Decision(StrEnum):
-    """What the gate says to a proposal."""
+    """Name the gate's decision about a proposal."""
 
     RUN = "run"
     SKIP = "skip"
 
 
 class GateVerdict(Frozen):
-    """The gate's judgement of one proposal; kept for run and refused ones alike."""
+    """Record the gate's decision about one proposal, accepted or refused, and the reason."""
 
     decision: Decision
     reason: str = Field(description="a sentence a person can check")
@@ -58,7 +58,7 @@ class GateVerdict(Frozen):
 
 
 class RefusedProposal(Frozen):
-    """A proposal that the gate refused, as the ledger keeps it."""
+    """Record a proposal that the gate refused."""
 
     uid: uuid.UUID
     campaign: str
@@ -70,7 +70,7 @@ class RefusedProposal(Frozen):
 
 
 class GateLedger(Frozen):
-    """What the gate did to a campaign."""
+    """Report the gate's refusals, audits and savings in a campaign."""
 
     refusals: tuple[RefusedProposal, ...] = Field((), description="in the order of the proposals")
     audited: tuple[str, ...] = Field((), description="runs made only to check the gate, that have ended")
@@ -79,13 +79,13 @@ class GateLedger(Frozen):
 
     @property
     def by_rule(self) -> dict[str, int]:
-        """How many were refused by each rule."""
+        """Return the number of refusals by rule."""
         rules = [refusal.verdict.rule for refusal in self.refusals]
         return {rule: rules.count(rule) for rule in dict.fromkeys(rules)}
 
 
 class LikelyCause(Frozen):
-    """What may have made a run worse than healthy ones, and what to do about it."""
+    """Name a possible cause of a problem, and how to fix it."""
 
     factor: str = Field(description="what is blamed: a training parameter, or a check of the data audit")
     category: str = Field(description="architecture | captions | dynamics | data | progression | loss | resources")
@@ -96,7 +96,7 @@ class LikelyCause(Frozen):
 
 
 class Diagnosis(Frozen):
-    """One problem found in a run or epoch, its likely cause and what to change."""
+    """Describe one problem of a run or epoch, its likely cause and what to change."""
 
     issue: str = Field(description="a name of `IssueName`, or what an imported run calls it")
     category: str = Field(description="architecture | captions | dynamics | data | progression | resources")
@@ -111,7 +111,7 @@ class Diagnosis(Frozen):
 
 
 class Level(StrEnum):
-    """How much a finding of the data audit weighs."""
+    """Grade a finding of the data audit."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -119,7 +119,7 @@ class Level(StrEnum):
 
 
 class AuditFinding(Frozen):
-    """One thing that the audit of a data set found."""
+    """Describe one problem in a data set."""
 
     check: str = Field(description="missing_caption | shared_code | caption_mismatch | soft_edges | few_pictures | ...")
     level: Level = Field(description="an error stops a night, a warning is shown before it, a note is for reading")
@@ -131,7 +131,7 @@ class AuditFinding(Frozen):
 
 
 class DataAudit(Frozen):
-    """What the audit of a data set found; its findings are features for the diagnosis."""
+    """Report the audit of a data set. The diagnosis of runs uses its findings as possible causes."""
 
     dataset: str
     pictures: int = Field(ge=0)
@@ -141,17 +141,17 @@ class DataAudit(Frozen):
 
     @property
     def errors(self) -> tuple[AuditFinding, ...]:
-        """Findings that stop a night."""
+        """Return the findings that stop a campaign."""
         return tuple(f for f in self.findings if f.level is Level.ERROR)
 
     @property
     def warnings(self) -> tuple[AuditFinding, ...]:
-        """Findings that are shown before a night starts."""
+        """Return the findings to show before a campaign starts."""
         return tuple(f for f in self.findings if f.level is Level.WARNING)
 
 
 class ParameterEffect(Frozen):
-    """How one parameter moved with one outcome over the runs seen."""
+    """Describe how one outcome changed with one parameter over past runs."""
 
     parameter: str
     outcome: str = Field("quality", description="quality, a metric, a kind of failure (0 or 1), best_epoch, seconds")
@@ -171,7 +171,7 @@ class ParameterEffect(Frozen):
 
 
 class Interaction(Frozen):
-    """Two parameters whose effects on quality are not the sum of each one's."""
+    """Describe two parameters whose joint effect on quality is not the sum of their single effects."""
 
     parameters: tuple[str, str]
     n: int
@@ -181,7 +181,7 @@ class Interaction(Frozen):
 
 
 class ImpactReport(Frozen):
-    """What each parameter did to each outcome, over all runs that can be compared."""
+    """Report the effect of each parameter on each outcome, over all comparable runs."""
 
     n_runs: int
     outcomes: tuple[str, ...] = Field((), description="those that varied and were tested")
@@ -193,7 +193,7 @@ class ImpactReport(Frozen):
 
 
 class Hypothesis(Frozen):
-    """A ranked next experiment."""
+    """Propose an experiment: parameters to change against the best run, and the expected gain."""
 
     uid: uuid.UUID
     campaign: str
@@ -210,7 +210,7 @@ class Hypothesis(Frozen):
 
 
 class PrincipleDetails(Frozen):
-    """What a principle rests on."""
+    """Hold the evidence for a principle."""
 
     runs: int = Field(0, ge=0, description="runs of the scope that it was judged by")
     good: int = Field(0, ge=0, description="of them those within a fifth of the best quality")
@@ -222,7 +222,7 @@ class PrincipleDetails(Frozen):
 
 
 class Principle(Frozen):
-    """A rule that good runs keep and hardly any run breaks and is good all the same."""
+    """State a rule that good runs follow: hardly any run that breaks it is good."""
 
     uid: uuid.UUID
     rule: str = Field(description="as a hard limit reads: network_dim <= 32")
@@ -236,17 +236,17 @@ class Principle(Frozen):
 
     @property
     def sentence(self) -> str:
-        """The claim with its counts: 'network_dim <= 32 in 9 of 9 good runs; 0 of 6 others are good'."""
-        told = self.details
-        also = f" (or {' or '.join(told.together)}, which changed together)" if told.together else ""
+        """Return the claim with its counts: 'network_dim <= 32 in 9 of 9 good runs; 0 of 6 others are good'."""
+        details = self.details
+        also = f" (or {' or '.join(details.together)}, which changed together)" if details.together else ""
         return (
-            f"{self.rule}{also} in {self.support} of {told.good} good runs; {self.exceptions} of {told.outside} others "
-            f"are good"
+            f"{self.rule}{also} in {self.support} of {details.good} good runs; {self.exceptions} of {details.outside} "
+            f"others are good"
         )
 
 
 class Analysis(Frozen):
-    """What was learnt from the history after a trial."""
+    """Record what the analysis found after a trial."""
 
     campaign: str
     n_runs: int

@@ -1,4 +1,4 @@
-"""Training parameters: looked up, checked and filled up by the taxonomy."""
+"""Look up, check and complete training parameters by the taxonomy."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from schema.errors import ConfigError, shown
 from schema.taxonomy import ROWS, Category, Kind
 
 ParameterValue = bool | int | float | str | None
-"""Value of one training parameter, as kohya's TOML knows it."""
+"""Value of one training parameter, of a type that kohya's TOML files can hold."""
 
 Parameters = dict[str, ParameterValue]
-"""Training parameters by kohya's name."""
+"""Training parameters, keyed by kohya's names."""
 
 
 _TYPES: dict[Kind, Any] = {Kind.FLOAT: float, Kind.INT: int, Kind.BOOL: bool, Kind.STR: str}
 
 
 class Parameter(Frozen):
-    """One training parameter.
+    """Describe one training parameter.
 
-    `low` and `high` bound what is accepted; `search_low` and `search_high` are the default span
-    of a search over it. `derived` ones are computed and kept, never set.
+    `low` and `high` bound the accepted values. `search_low` and `search_high` are the default
+    search range. `derived` parameters are computed and stored; users cannot set them.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Parameter(Frozen):
         return self
 
     def check(self, value: Any) -> ParameterValue:
-        """The value in the parameter's own type.
+        """Return the value converted to the parameter's type; None stays None.
 
         Raises:
-            ConfigError: wrong type, out of range, or none of the choices.
+            ConfigError: The value has the wrong type, is out of range or is not one of the choices.
         """
         if value is None:
             return None
@@ -75,16 +75,18 @@ class Parameter(Frozen):
         return math.inf if self.high is None else self.high
 
     def typed(self, value: Any) -> ParameterValue:
-        """The value in the parameter's own type, whatever its range.
+        """Return the value converted to the parameter's type, without checking its range.
 
         Raises:
-            ConfigError: it is of another type.
+            ConfigError: The value has the wrong type.
         """
         wanted = _TYPES[self.kind]
         if self.kind is Kind.FLOAT and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
+        # JSON and samplers may write an integer as 4.0.
         if self.kind is Kind.INT and isinstance(value, float) and value.is_integer():
             return int(value)
+        # bool is a subclass of int, but true is no number of epochs.
         if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
             raise ConfigError(f"{self.name} must be of type {self.kind}, but got {shown(value)}")
         result: ParameterValue = value
@@ -92,14 +94,14 @@ class Parameter(Frozen):
 
 
 PARAMETERS: dict[str, Parameter] = {row["name"]: Parameter(**row) for row in ROWS}
-"""The taxonomy by name."""
+"""All parameters of the taxonomy, by name."""
 
 
 def parameter(name: str) -> Parameter:
-    """Look a parameter up.
+    """Return a parameter by name.
 
     Raises:
-        ConfigError: no such parameter; the message names the nearest ones.
+        ConfigError: There is no such parameter. The message suggests similar names.
     """
     if name not in PARAMETERS:
         near = difflib.get_close_matches(name, PARAMETERS, n=3)
@@ -109,10 +111,10 @@ def parameter(name: str) -> Parameter:
 
 
 def check_parameters(values: Mapping[str, Any]) -> Parameters:
-    """Check a set of parameters one by one and against each other.
+    """Return the parameters with each value checked and converted to its type.
 
     Raises:
-        ConfigError: unknown name, derived parameter, or bad value.
+        ConfigError: A name is unknown, a parameter is derived, or a value is bad.
     """
     checked: Parameters = {}
     for name, value in values.items():
@@ -124,20 +126,20 @@ def check_parameters(values: Mapping[str, Any]) -> Parameters:
 
 
 def with_defaults(values: Mapping[str, Any]) -> Parameters:
-    """All settable parameters: the given ones checked, the others at kohya's defaults.
+    """Return all settable parameters: the given values, checked, and kohya's defaults for the rest.
 
     Raises:
-        ConfigError: as `check_parameters`.
+        ConfigError: As `check_parameters`.
     """
     defaults: Parameters = {p.name: p.default for p in PARAMETERS.values() if not p.derived}
     return {**defaults, **check_parameters(values)}
 
 
 def parse_setting(text: str) -> tuple[str, ParameterValue]:
-    """A parameter written as ``name=value``, checked and in its own type.
+    """Parse ``name=value`` and return the name and the checked value.
 
     Raises:
-        ConfigError: no equals sign, unknown name or bad value.
+        ConfigError: The equals sign is missing, the name is unknown or the value is bad.
     """
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
@@ -146,10 +148,10 @@ def parse_setting(text: str) -> tuple[str, ParameterValue]:
 
 
 def parse_value(name: str, text: str) -> ParameterValue:
-    """A parameter's value written as text, in the parameter's own type; its range is not looked at.
+    """Parse the text of a parameter's value and return it in the parameter's type. The range is not checked.
 
     Raises:
-        ConfigError: unknown name, or text of another type.
+        ConfigError: The name is unknown, or the text is not of the parameter's type.
     """
     spec = parameter(name)
     if spec.kind is Kind.STR:
@@ -161,7 +163,7 @@ def parse_value(name: str, text: str) -> ParameterValue:
 
 
 def markdown_table() -> str:
-    """The taxonomy as a page: what docs/parameters.md holds."""
+    """Return the taxonomy as Markdown, the content of docs/parameters.md."""
     lines = [
         "# Training parameters",
         "",

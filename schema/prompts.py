@@ -1,4 +1,4 @@
-"""The prompt suite, and the colours a prompt promises."""
+"""Define the prompt suite, and read from a prompt which colours a picture must have."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ COLOUR_WORDS: dict[str, str] = {
     "navy": "#1f2a5a", "turquoise": "#30c9b0", "violet": "#7d3fb2", "lavender": "#b79ee0", "magenta": "#d02fb0",
     "crimson": "#a81c32", "maroon": "#6a1f2b", "lime": "#8ede2f", "olive": "#7a7a2e",
 }  # fmt: skip
-"""Colour meant by a word when the prompt gives no hex code."""
+"""Colour of a word where the prompt gives no hex code."""
 
 _SHADES = {"dark": (0.0, 0.4), "light": (1.0, 0.45), "pale": (1.0, 0.45)}
-"""Words before a colour that mix it with black (0) or white (1), and by how much."""
+"""Words before a colour, as (target, amount): mix it with black (0) or white (1) by that amount (0-1)."""
 
 _NONE = {"no", "without"}
 
@@ -39,33 +39,33 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "skin": ("skin",),
     "shirt": ("shirt", "top", "clothes", "clothing"),
 }
-"""Attributes that are measured or kept apart, and the nouns that name them in a prompt."""
+"""Attributes to tell apart in a prompt, and the nouns that name them. Not all of them are measured."""
 
 COLOUR_OF_KIND = {"crown": "#ffd700", "sunglasses": "#1b1d24"}
-"""Colour meant where a prompt names a thing without one."""
+"""Colour of a thing that a prompt names without a colour."""
 
 SamplerName = Literal[
     "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle",
     "k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a",
     "dpm++_2m", "dpm++_2m_karras", "dpm++_2m_sde", "unipc",
 ]  # fmt: skip
-"""Kohya's names, and four that others use."""
+"""Kohya's names, and four names that other programs use."""
 
 _HEX = re.compile(r"#[0-9a-fA-F]{6}\b")
-_LONGEST = 200
-"""Bytes; with ending and seed a file's name may have 255."""
+_LONGEST_NAME = 200
+"""Bytes of a name. File systems allow 255, which leaves room for the seed and the file extension."""
 _LARGEST_SEED = 2**63 - 1
-"""What torch's generator takes on every device."""
+"""Largest seed that torch's generator accepts on every device."""
 _MOST_PROMPTS, _MOST_SEEDS = 1000, 1000
-"""Far above what can be drawn after each epoch; more is a mistake in the file."""
+"""Far more than can be drawn after each epoch, so a larger count is a mistake in the file."""
 _LARGEST_SIDE = 4096
-"""Pixels. SDXL draws 1024; a VAE at 4096 takes tens of GiB."""
+"""Pixels. SDXL draws 1024; a VAE needs tens of GiB at 4096."""
 _MOST_CLIP_SKIP = 24
-"""SDXL's second text encoder has 32 layers, kohya's own limit is lower; beyond 24 nothing of the text is left."""
+"""SDXL's second text encoder has 32 layers and kohya's limit is lower. Beyond 24, nothing of the prompt is left."""
 
 
 class Expectation(Frozen):
-    """Colours a prompt promises: a set of hex codes each, empty where nothing is promised."""
+    """Hold the colours that a prompt promises: hex codes for each attribute, none where it promises nothing."""
 
     background: tuple[str, ...] = ()
     hair: tuple[str, ...] = ()
@@ -87,16 +87,17 @@ class Expectation(Frozen):
 
 
 def expectation_of(text: str) -> Expectation:
-    """Read the promised colours out of a prompt or caption.
+    """Return the colours that a prompt or caption promises.
 
-    A tag (text between commas) that names an attribute promises its hex codes, wherever in the
-    tag they stand, or else the colour words before the noun: ``green background (#22aa44)`` and
-    ``green background`` both promise a green background. Where a tag names several, each has what
-    stands before it and in brackets behind it: ``brown hair and gold crown on a teal background``.
-    Hex codes in brackets may be parted by commas; ``no crown`` promises nothing.
+    A tag is the text between two commas. A tag that names an attribute promises the hex codes anywhere
+    in the tag or, without any, the colour words before the noun: ``green background (#22aa44)`` and
+    ``green background`` both promise a green background. If a tag names several attributes, each gets the text
+    before it and the bracket after it: ``brown hair and gold crown on a teal background``.
+    Commas may separate hex codes in brackets. ``no crown`` promises nothing.
     """
     found: dict[str, tuple[str, ...]] = {}
     for attribute, before, behind in (part for tag in _tags(text) for part in _named(tag)):
+        # The first mention counts. "no" negates within two words, so that "no gold crown" is covered.
         if attribute in found or _NONE & set(_words(before)[-2:]):
             continue
         codes = tuple(_HEX.findall(before + behind)) or _in_words(_words(before)) or _in_words(_words(behind))[:1]
@@ -108,8 +109,9 @@ def expectation_of(text: str) -> Expectation:
 
 
 def _named(tag: str) -> list[tuple[str, str, str]]:
-    """The attributes that a tag names, each with its text before the noun and behind it."""
+    """Return the attributes that a tag names, each with the text before and after its noun."""
     nouns = {noun: attribute for attribute, names in ATTRIBUTES.items() for noun in names}
+    # Blank out hex codes, since their letters could read as nouns. Equal length keeps the positions valid.
     hits = [m for m in re.finditer(r"[a-z]+", _HEX.sub(lambda code: " " * len(code[0]), tag.lower())) if m[0] in nouns]
     parts, start = [], 0
     for number, hit in enumerate(hits):
@@ -126,7 +128,7 @@ def _words(text: str) -> list[str]:
 
 
 def _in_words(words: list[str]) -> tuple[str, ...]:
-    """The last colour in a row of words, with those that "and" or nothing parts from it."""
+    """Return the last colour in a list of words, and the colours joined to it by "and" or directly before it."""
     codes: list[str] = []
     for place in range(len(words) - 1, -1, -1):
         word, shade = words[place], _SHADES.get(words[place - 1]) if place else None
@@ -143,12 +145,12 @@ def _mixed(code: str, towards: float, amount: float) -> str:
 
 
 def _tags(text: str) -> list[str]:
-    """Split on commas that are not inside brackets."""
+    """Split a prompt at commas outside of brackets."""
     return re.split(r",(?![^(]*\))", text)
 
 
 class Prompt(Frozen):
-    """One prompt of the suite."""
+    """Describe one prompt of the suite."""
 
     name: str = Field(min_length=1)
     text: str = Field(min_length=1)
@@ -156,7 +158,7 @@ class Prompt(Frozen):
 
     @property
     def expectation(self) -> Expectation:
-        """What the picture is measured against."""
+        """Return the colours to measure a picture against: `expect` if given, else what the text promises."""
         return self.expect if self.expect is not None else expectation_of(self.text)
 
 
@@ -164,7 +166,7 @@ Seed = Annotated[int, Field(ge=0, le=_LARGEST_SEED)]
 
 
 class PromptSuite(Frozen):
-    """Every prompt that is drawn at each epoch, and how."""
+    """List the prompts to draw after each epoch, and the sampling settings."""
 
     prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=_MOST_PROMPTS)
     negative_prompt: str = ""
@@ -188,6 +190,7 @@ class PromptSuite(Frozen):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"prompt names must differ, but {shorten(', '.join(twice))} appears twice")
+        # Different names can become the same file name, and one picture would overwrite the other.
         by_file: dict[str, str] = {}
         for name in names:
             other = by_file.setdefault(file_name(name), name)
@@ -205,20 +208,21 @@ class PromptSuite(Frozen):
         return seeds
 
     def part(self, places: Sequence[int]) -> PromptSuite:
-        """The prompts at these places, from 0, with the first seed only."""
+        """Return a suite of the prompts at these indices (from 0), with the first seed only."""
         return self.changed(prompts=tuple(self.prompts[i] for i in places), seeds=self.seeds[:1])
 
 
 def load_prompts(path: Path) -> PromptSuite:
-    """Read prompts.toml.
+    """Read the prompt suite from prompts.toml.
 
     Raises:
-        ConfigError: the file is missing, no TOML, or has a wrong key or value.
+        ConfigError: The file is missing or not valid TOML, or one of its keys or values is wrong.
     """
     return load_toml(path, PromptSuite)
 
 
 def file_name(text: str) -> str:
-    """A text as part of a file's name: no separators, no leading dot, and short enough for every file system."""
-    plain = re.sub(r"[^\w.-]+", "_", text).encode()[:_LONGEST].decode(errors="ignore")
+    """Return text that is safe in a file name: no separators, no leading dot, at most 200 bytes."""
+    # File systems limit bytes, not characters. `errors="ignore"` drops a character that the cut splits.
+    plain = re.sub(r"[^\w.-]+", "_", text).encode()[:_LONGEST_NAME].decode(errors="ignore")
     return plain.strip("._") or "prompt"

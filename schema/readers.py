@@ -1,8 +1,8 @@
-"""Read text, TOML and JSON that people and other programs wrote.
+"""Read untrusted text, TOML and JSON files.
 
-Whatever a file holds, the caller gets plain data or a `ConfigError` of one sentence: only regular files are opened
+The caller gets plain data or a `ConfigError` of one sentence, whatever the file contains. Only regular files are opened
 (a named pipe would block, a device never ends), the size is bounded, and values that no setting can have are refused
-here, once, instead of in every place that uses them.
+here, once, instead of wherever they are used.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ MOST_BYTES = 64 * 2**20
 MOST_TOML_BYTES = 4 * 2**20
 """Largest TOML file. tomllib needs about 2 s for one of this size."""
 LONGEST_TEXT = 4096
-"""Longest text in a settings file, in characters. Prompts are cut at 75 tokens, and paths at 4096 bytes."""
+"""Longest text in a settings file, in characters. Linux limits paths to 4096 bytes; prompts are cut at 75 tokens."""
 LONGEST_KEY = 200
+"""Longest key in a settings file, in characters. Chosen by hand: no known key comes near."""
 LARGEST_NUMBER = 2**63 - 1
-"""Largest whole number that Postgres and torch can hold."""
+"""Largest integer that Postgres (bigint) and torch (int64) can hold."""
 _ALLOWED_CONTROLS = "\t\n\r"
 _LONGEST_REASON = 200
-"""Characters of a parser's own message that are repeated."""
+"""Characters of a parser's message that we quote. It may repeat the offending line, which has no length limit."""
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """Return the content of a regular file.
 
     Args:
-        path: links are followed.
-        most: size in bytes above which the file is refused.
+        path: File to read. Links are followed.
+        most: Largest accepted size in bytes.
 
     Raises:
-        ConfigError: missing, a folder, a pipe or a device, too large, or not readable.
+        ConfigError: The file is missing, is a folder, pipe or device, is too large, or cannot be read.
     """
     try:
         mode = path.stat().st_mode
@@ -47,6 +48,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         if not stat.S_ISREG(mode):
             raise ConfigError(f"{path} is not a regular file: pipes and devices are not read")
         with path.open("rb") as file:
+            # One byte more than allowed shows that a file is too large, without reading all of it.
             content = file.read(most + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist: check the path") from None
@@ -63,7 +65,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
     """Return the text of a UTF-8 file, with or without a byte order mark.
 
     Raises:
-        ConfigError: as `read_bytes`, or the file is not UTF-8.
+        ConfigError: As `read_bytes`, or the file is not UTF-8.
     """
     try:
         return read_bytes(path, most).decode("utf-8-sig")
@@ -75,7 +77,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Return the content of a TOML file.
 
     Raises:
-        ConfigError: as `read_text`, no valid TOML, or a value that no setting can have (see `check_plain`).
+        ConfigError: As `read_text`, or the file is not valid TOML, or `check_plain` refuses a value.
     """
     text = read_text(path, MOST_TOML_BYTES)
     try:
@@ -92,16 +94,20 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        ConfigError: as `read_text`, no valid JSON (NaN and Infinity are not), or nested too deeply.
+        ConfigError: As `read_text`, or the file is not valid JSON (NaN and Infinity are not) or too deeply nested.
     """
     return parse_json(read_text(path, most), str(path))
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """Return what a JSON text says; `where` names its origin in the message.
+    """Parse JSON text and return its value.
+
+    Args:
+        text: UTF-8 if given as bytes.
+        where: Origin of the text, for error messages.
 
     Raises:
-        ConfigError: no valid JSON (NaN and Infinity are not), or nested too deeply.
+        ConfigError: The text is not valid JSON (NaN and Infinity are not valid) or too deeply nested.
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant)
@@ -116,15 +122,15 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def check_plain(document: Any, where: str) -> None:
-    """Refuse values that no setting can have, anywhere in plain data.
+    """Raise an error if plain data contains a value that no setting can have.
 
-    These are texts with control characters or lone surrogates, texts and keys without a sane length, numbers beyond
-    64 bits, infinities and NaN. Left alone they fail much later, in Postgres, in a path or in a float conversion.
+    These are texts with control characters or lone surrogates, overlong texts and keys, integers beyond 64 bits,
+    infinities and NaN. Left alone they fail much later: in Postgres, in a path or in a float conversion.
 
     Raises:
-        ConfigError: names the file, the key and what is wrong.
+        ConfigError: A value is refused. The message names the file, the key and the problem.
     """
-    waiting: list[tuple[str, Any]] = [("", document)]  # a list, since recursion would fail on deeply nested data
+    waiting: list[tuple[str, Any]] = [("", document)]  # a stack, since recursion would fail on deeply nested data
     while waiting:
         key, value = waiting.pop()
         if (problem := _problem(value)) is not None:

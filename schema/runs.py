@@ -1,4 +1,4 @@
-"""What is kept of a training run, of each of its epochs, and of each picture."""
+"""Define the records of training runs, their epochs, and the measurements of each picture."""
 
 from __future__ import annotations
 
@@ -16,51 +16,52 @@ from schema.parameters import PARAMETERS, Parameters, ParameterValue
 from schema.states import ArtifactKind, GateRule, IssueName
 
 _NAMESPACE = uuid.UUID("7c1c2f0e-5f0c-4d0e-9d2a-6b1b6f6f6c01")
+"""Never change this: all stored identities are derived from it."""
 
 
 def run_uid(home_uid: uuid.UUID, campaign: str, number: int) -> uuid.UUID:
-    """Identity of a run, the same each time it is computed, so that a replayed write changes nothing.
+    """Return the identity of a run. It is deterministic, so a repeated write changes nothing.
 
     Args:
-        home_uid: identity of the pixelloop home the run lives in.
-        campaign: name of the campaign.
-        number: number of the trial in the campaign, from 0.
+        home_uid: Identity of the pixelloop home that runs the trial.
+        campaign: Name of the campaign.
+        number: Number of the trial in the campaign, from 0.
     """
     return uuid.uuid5(_NAMESPACE, f"{home_uid}/{campaign}/{number}")
 
 
 def epoch_uid(run: uuid.UUID, epoch: int) -> uuid.UUID:
-    """Identity of an epoch result (epochs count from 1, as kohya's)."""
+    """Return the identity of an epoch result. Epochs count from 1, as in kohya's scripts."""
     return uuid.uuid5(run, f"epoch/{epoch}")
 
 
 def imported_uid(identity: str) -> uuid.UUID:
-    """Identity of a run of earlier days, from what its files have in common: a second import finds the same run."""
+    """Return the identity of an imported run. Importing the same files again gives the same identity."""
     return uuid.uuid5(_NAMESPACE, f"imported/{identity}")
 
 
 def rating_uid(run: uuid.UUID, epoch: int) -> uuid.UUID:
-    """Identity of what a person says of an epoch: a new word takes the place of the old one."""
+    """Return the identity of a person's rating of an epoch. A new rating replaces the old one."""
     return uuid.uuid5(run, f"rating/{epoch}")
 
 
 def vote_uid(run: uuid.UUID, epoch: int, other: uuid.UUID, other_epoch: int, picture: str) -> uuid.UUID:
-    """Identity of a choice between two epochs' pictures: a later choice takes the place of the earlier."""
+    """Return the identity of a vote between the pictures of two epochs. A later vote replaces an earlier one."""
     return uuid.uuid5(run, f"vote/{epoch}/{other}/{other_epoch}/{picture}")
 
 
 def artifact_uid(run: uuid.UUID, path: str) -> uuid.UUID:
-    """Identity of a file of a run."""
+    """Return the identity of a file of a run."""
     return uuid.uuid5(run, f"artifact/{path}")
 
 
 def refusal_uid(home_uid: uuid.UUID, campaign: str, number: int) -> uuid.UUID:
-    """Identity of a refused proposal."""
+    """Return the identity of a refused proposal."""
     return uuid.uuid5(_NAMESPACE, f"{home_uid}/{campaign}/{number}/refused")
 
 
 class Outcome(StrEnum):
-    """How a run ended. A type, never a magic number."""
+    """Name how a run ended."""
 
     OK = "ok"
     STOPPED_EARLY = "stopped early"
@@ -73,17 +74,17 @@ class Outcome(StrEnum):
 
     @property
     def failed(self) -> bool:
-        """True where the run did not yield a usable result."""
+        """Return whether the run ended without a usable result."""
         return self not in (Outcome.OK, Outcome.STOPPED_EARLY)
 
     @property
     def blames_parameters(self) -> bool:
-        """True where the parameters, not the machine or the data, are the likely cause."""
+        """Return whether the parameters, not the machine or the data, are the likely cause."""
         return self in (Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
 
 
 class RunStatus(StrEnum):
-    """Life of a run in the store."""
+    """Name the state of a run in the store."""
 
     RUNNING = "running"
     INTERRUPTED = "interrupted"
@@ -91,10 +92,10 @@ class RunStatus(StrEnum):
 
 
 class PictureMetrics(Frozen):
-    """Measurements of one picture. Scores are 0-100, higher is better, unless said otherwise.
+    """Hold the measurements of one picture. Scores are 0-100 and higher is better, unless stated otherwise.
 
-    None means *not promised by the prompt* or *not measurable*: such a part drops out of the
-    averages and is never counted as zero.
+    None means *not promised by the prompt* or *not measurable*. Averages leave such a part out
+    and never count it as zero.
     """
 
     background_accuracy: float | None = Field(None, description="background colour against the promised one")
@@ -134,12 +135,12 @@ class PictureMetrics(Frozen):
 
     @property
     def is_photorealistic(self) -> bool:
-        """True where smooth gradients outweigh the grid (threshold: facts on 400 photographs)."""
+        """Return whether smooth gradients outweigh the grid. The threshold was set on 400 photographs."""
         return self.photorealism > 50.0
 
 
 class EpochMetrics(Frozen):
-    """Measurements of one epoch's pictures: the mean over pictures and what the mean hides."""
+    """Hold the measurements of one epoch's pictures: their mean, and what the mean hides."""
 
     mean: PictureMetrics | None = Field(None, description="None where no picture could be measured")
     worst: float | None = Field(None, description="overall of the worst prompt, 0-100")
@@ -158,12 +159,12 @@ class EpochMetrics(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _computed(cls, data: Any) -> Any:
-        """What is computed from the rest comes back from the database with it."""
+        """Drop `color_accuracy`: rows from the database include it, but it is computed from `mean`."""
         return {k: v for k, v in data.items() if k != "color_accuracy"} if isinstance(data, dict) else data
 
     @computed_field(description="colour accuracy of the mean picture by part, 0-100; null where not promised")
     def color_accuracy(self) -> dict[str, float | None]:
-        """How true the promised colours are: overall, background, hair, crown, purity, and each accessory."""
+        """Return the colour accuracy by part (0-100): overall, background, hair, crown, purity, and each accessory."""
         mean = self.mean
         if mean is None:
             return {}
@@ -174,7 +175,7 @@ class EpochMetrics(Frozen):
 
 
 class EpochResult(Frozen):
-    """One epoch of one run: written once, replaced by the same row if written again."""
+    """Record one epoch of one run. Writing it again replaces the row."""
 
     uid: uuid.UUID
     run_uid: uuid.UUID
@@ -192,12 +193,12 @@ class EpochResult(Frozen):
 
     @property
     def is_photorealistic(self) -> bool | None:
-        """Whether photorealism was found in the pictures; None where none were measured."""
+        """Return whether the pictures were diagnosed as photorealistic; None if no picture was measured."""
         return None if self.quantitative_metrics.mean is None else self._has(IssueName.PHOTOREALISTIC)
 
     @property
     def has_wrong_backgrounds(self) -> bool | None:
-        """Whether backgrounds were found to be of a wrong colour; None where none was promised and measured."""
+        """Return whether wrong background colours were diagnosed; None if no promised background was measured."""
         mean = self.quantitative_metrics.mean
         return None if mean is None or mean.background_accuracy is None else self._has(IssueName.WRONG_BACKGROUND)
 
@@ -206,7 +207,7 @@ class EpochResult(Frozen):
 
 
 class HumanRating(Frozen):
-    """What a person says of one epoch, each score 0-10."""
+    """Record a person's rating of one epoch. Each score is 0-10."""
 
     uid: uuid.UUID
     run_uid: uuid.UUID
@@ -219,13 +220,13 @@ class HumanRating(Frozen):
 
     @property
     def quality(self) -> float | None:
-        """The mean of the scores on our scale, 0-100; None without any."""
+        """Return the mean score on the scale of measured quality (0-100); None without scores."""
         scores = [score for score in (self.visual, self.style, self.prompt) if score is not None]
         return 10 * sum(scores) / len(scores) if scores else None
 
 
 class PictureVote(Frozen):
-    """A person's choice between two epochs' pictures of one prompt and seed, made without knowing which is which."""
+    """Record a person's blind choice between two epochs' pictures of the same prompt and seed."""
 
     uid: uuid.UUID
     run_uid: uuid.UUID
@@ -238,7 +239,7 @@ class PictureVote(Frozen):
 
 
 class Artifact(Frozen):
-    """A file of a run: where it lies, and what is in it."""
+    """Record a file of a run: where it is stored, its kind, size and checksum."""
 
     uid: uuid.UUID
     run_uid: uuid.UUID
@@ -252,7 +253,7 @@ class Artifact(Frozen):
 
 
 class TrainingRun(Frozen):
-    """One training run with everything that was set and how it ended."""
+    """Record one training run: its parameters, its progress and how it ended."""
 
     uid: uuid.UUID
     campaign: str
@@ -282,36 +283,36 @@ class TrainingRun(Frozen):
     finished_at: datetime | None = None
 
     def diagnosed(self, found: Sequence[Diagnosis]) -> TrainingRun:
-        """The run with these diagnoses, and what they recommend, in place of earlier ones."""
+        """Return a copy of the run in which these diagnoses and their recommendations replace the earlier ones."""
         steps = tuple(dict.fromkeys(diagnosis.recommendation for diagnosis in found))
         return self.changed(root_cause_diagnosis=tuple(found), recommended_next_steps=steps)
 
     @property
     def time_at_work(self) -> float | None:
-        """Seconds in which it was trained and judged, by a clock that does not jump; None where nobody kept them."""
+        """Return the seconds spent on training and evaluation, by a monotonic clock; None if not recorded."""
         seconds = self.all_parameters.get("time_at_work")
         return float(seconds) if isinstance(seconds, int | float) else None
 
     @property
     def is_half(self) -> bool:
-        """True for a half of a paired test, which must be as long and as well measured as the other one."""
+        """Return whether the run is an arm of a paired test. Both arms must train and be measured in full."""
         return self.verdict is not None and self.verdict.rule is GateRule.PAIRED_TEST
 
 
 class RunHistory(Frozen):
-    """A run together with its epochs, in order: what every decision is made from."""
+    """Join a run with its epochs, in order. Every decision is made from these."""
 
     run: TrainingRun
     epochs: tuple[EpochResult, ...] = ()
 
     @property
     def curve(self) -> tuple[tuple[int, float], ...]:
-        """(epoch, quality) of the measured epochs, in order."""
+        """Return the (epoch, quality) pairs of the measured epochs, in order. Quality is 0-100."""
         return tuple((e.epoch_number, e.quality) for e in self.epochs if e.quality is not None)
 
 
 def difference(first: TrainingRun, second: TrainingRun) -> dict[str, tuple[ParameterValue, ParameterValue]]:
-    """Parameters that were set differently in two runs, with both values; computed ones are left out."""
+    """Return the parameters that differ between two runs, with both values. Derived parameters are left out."""
     a, b = first.all_parameters, second.all_parameters
     names = sorted(name for name in {*a, *b} if name not in PARAMETERS or not PARAMETERS[name].derived)
     return {name: (a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)}

@@ -1,4 +1,4 @@
-"""Settings from the environment: where things live and which services to use."""
+"""Read settings from the environment: where data is stored and which services to use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """What differs between machines, not between campaigns."""
+    """Hold the settings that differ between machines, not between campaigns."""
 
     model_config = SettingsConfigDict(env_prefix="PIXELLOOP_", frozen=True, extra="ignore")
 

@@ -1,4 +1,4 @@
-"""Names of states and kinds that records hold. JSON and database rows hold the values as plain text."""
+"""Name the states and kinds that records hold. JSON and database rows store the values as plain text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class IssueName(StrEnum):
-    """What can be wrong with pictures, or with a run as a whole."""
+    """Name a problem of a run's pictures or of the run as a whole."""
 
     COLLAPSED = "collapsed"
     PHOTOREALISTIC = "photorealistic"
@@ -31,7 +31,7 @@ class IssueName(StrEnum):
 
 
 class GateRule(StrEnum):
-    """Why the gate let a proposal run or refused it."""
+    """Name the reason why the gate ran or refused a proposal."""
 
     HARD_RULE = "hard_rule"
     KNOWN_FAILURE = "known_failure"
@@ -41,11 +41,11 @@ class GateRule(StrEnum):
     LEAST_BAD = "least_bad"
     ACCEPTED = "accepted"
     PAIRED_TEST = "paired_test"
-    """A run that a user's experiment asks for: the gate has no say, and it is not stopped early."""
+    """A run of a paired test. The gate does not judge it, and it is never stopped early."""
 
 
 class HypothesisState(StrEnum):
-    """How far a proposed experiment has come."""
+    """Name a stage in the life of a proposed experiment."""
 
     PROPOSED = "proposed"
     QUEUED = "queued"
@@ -56,7 +56,7 @@ class HypothesisState(StrEnum):
 
 
 class PrincipleState(StrEnum):
-    """What became of a rule that good runs keep. An accepted one is a hard limit."""
+    """Name the status of a rule that good runs follow. An accepted rule is a hard limit."""
 
     PROPOSED = "proposed"
     ACCEPTED = "accepted"
@@ -65,7 +65,7 @@ class PrincipleState(StrEnum):
 
 
 class EffectVerdict(StrEnum):
-    """Whether a parameter moved an outcome, strongest claim first."""
+    """Say whether a parameter affected an outcome, strongest claim first."""
 
     CRITICAL = "critical"
     SECONDARY = "secondary"
@@ -75,12 +75,12 @@ class EffectVerdict(StrEnum):
 
     @property
     def is_claim(self) -> bool:
-        """True where an effect is claimed."""
+        """Return whether this verdict claims an effect."""
         return self in (EffectVerdict.CRITICAL, EffectVerdict.SECONDARY)
 
 
 class ArtifactKind(StrEnum):
-    """What a file of a run is."""
+    """Name the kind of a file that a run produced."""
 
     CHECKPOINT = "checkpoint"
     SAMPLE = "sample"

@@ -1,7 +1,7 @@
-"""The taxonomy: every training parameter once, under kohya's name.
+"""List every training parameter once, under kohya's name.
 
-Sources of names, defaults and meanings: the argument parsers of kohya's sd-scripts 0.10. Ranges
-are the span in which a search makes sense for a character LoRA, not what the trainer accepts.
+Names, defaults and meanings come from the argument parsers of kohya's sd-scripts 0.10. Search
+ranges are where a search makes sense for a character LoRA, not all that the trainer accepts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Kind(StrEnum):
-    """Type of a parameter's value."""
+    """Name the type of a parameter's value."""
 
     FLOAT = "float"
     INT = "int"
@@ -20,7 +20,7 @@ class Kind(StrEnum):
 
 
 class Category(StrEnum):
-    """What a parameter is about; diagnoses are sorted by it."""
+    """Name the subject of a parameter. Diagnoses and docs/parameters.md use it to group parameters."""
 
     ARCHITECTURE = "architecture"
     DYNAMICS = "dynamics"
@@ -195,4 +195,4 @@ ROWS: list[dict[str, Any]] = [
         _p("save_precision", _S, "fp16", "number format of checkpoints", choices=("float", "fp16", "bf16")),
     ),
 ]  # fmt: skip
-"""Fields of each `Parameter`, in the order in which they are shown."""
+"""Fields of each `Parameter`, in the order in which the docs list them."""

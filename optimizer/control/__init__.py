@@ -1,1 +1,1 @@
-"""How a campaign proceeds: budget, stopping, fidelity, objective, confirmation."""
+"""Control how a campaign proceeds: budget, stopping, fidelity, objective, confirmation."""

@@ -1,4 +1,4 @@
-"""Which setting wins: the best ones are run again first, since a single run may have been luck."""
+"""Confirm the best setting: repeat the best ones with other seeds, since a single good run may be luck."""
 
 from __future__ import annotations
 
@@ -14,49 +14,54 @@ from schema.runs import Outcome, RunHistory
 
 _SEED = "seed"
 _CLOSE = 2 * TOLERANCE
-"""Quality points: two runs of one setting differ by as much, so nearer ones may deserve the crown as well."""
+"""Quality points. Two runs of one setting can differ by this much, so any setting this close may be the best."""
 
 
 def repeats_due(history: Sequence[RunHistory], space: Space, count: int) -> list[tuple[RunHistory, Parameters]]:
-    """The settings to run once more before one is crowned, best first, each with a training seed of its own.
+    """Return the settings to repeat before the best one is confirmed, best first.
 
-    Those within 2 points of the best, the best itself always. One that was repeated already is not due.
+    These are the best setting and those within 2 points of it, without settings that have been repeated already.
 
     Args:
-        history: the campaign's runs.
-        space: what is searched.
-        count: how many settings at most.
+        history: Runs of the campaign.
+        space: Search space of the campaign.
+        count: Most settings to return.
 
     Returns:
-        The run to repeat and the full parameters for it.
+        For each setting, the run to repeat and the full parameters with a new training seed.
     """
-    groups = sorted(_groups(history, space), key=lambda runs: -_standing(runs))
+    groups = sorted(_groups(history, space), key=lambda runs: -_mean_quality(runs))
     if not groups:
         return []
-    top = _standing(groups[0])
-    close = [runs for runs in groups[:count] if _standing(runs) >= top - _CLOSE]
+    top = _mean_quality(groups[0])
+    close = [runs for runs in groups[:count] if _mean_quality(runs) >= top - _CLOSE]
     return [(runs[0], _reseeded(runs)) for runs in close if len(runs) == 1]
 
 
 def crowned(history: Sequence[RunHistory], space: Space) -> RunHistory | None:
-    """The best run of the setting that did best on the mean of its runs; None where nothing was measured."""
+    """Return the best run of the setting with the highest mean quality; None if nothing was measured.
+
+    Once a setting was repeated, only repeated settings are candidates.
+    """
     groups = _groups(history, space)
     repeated = [runs for runs in groups if len(runs) > 1]
     if not repeated:
         return best_run(history)
-    return best_run(max(repeated, key=_standing))
+    return best_run(max(repeated, key=_mean_quality))
 
 
 def _groups(history: Sequence[RunHistory], space: Space) -> list[list[RunHistory]]:
-    """Fully trained runs by setting, whatever their seed, in order of their start."""
+    """Group fully trained runs by setting, ignoring the seed, in the order of their trial numbers."""
     found: dict[str, list[RunHistory]] = {}
     for run in sorted(informative(history), key=lambda h: h.run.number):
+        # A run that was stopped early would lower the mean of its setting.
         if run.run.outcome is Outcome.OK and best_quality(run) is not None:
+            # The key without the seed puts the repeats of a setting into one group.
             found.setdefault(space.key({**run.run.all_parameters, _SEED: None}), []).append(run)
     return list(found.values())
 
 
-def _standing(runs: Iterable[RunHistory]) -> float:
+def _mean_quality(runs: Iterable[RunHistory]) -> float:
     return float(np.mean([best_quality(run) or 0.0 for run in runs]))
 
 

@@ -1,4 +1,4 @@
-"""The figure that is optimised: quality of an epoch, best epoch, and where a learning curve stands."""
+"""Define the objective: quality of an epoch, best epoch, and the state of a learning curve."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from enum import StrEnum
 from schema.runs import EpochMetrics
 
 Curve = Sequence[tuple[int, float]]
-"""(epoch, quality 0-100) in order of epochs."""
+"""(epoch, quality) pairs in order of epochs. Quality is 0-100."""
 
 TOLERANCE = 1.0
-"""Quality points that count as no change: about the noise of a prompt suite drawn with fixed seeds."""
+"""Quality points that count as no change. This is about the noise of a prompt suite drawn with fixed seeds."""
 
 _FALL = 2 * TOLERANCE
+"""Quality points that count as a large change: twice the noise. Chosen by hand."""
+
 _WINDOW = 4
+"""Epochs (converged), or changes between epochs (oscillating), to judge a curve by. Chosen by hand."""
 
 
 class CurveState(StrEnum):
-    """Where a learning curve stands at its last epoch."""
+    """Name the state of a learning curve at its last epoch."""
 
     IMPROVING = "improving"
     PLATEAU = "plateau"
@@ -30,23 +33,24 @@ class CurveState(StrEnum):
 
 
 def quality_of(metrics: EpochMetrics) -> float | None:
-    """Quality of an epoch (0-100): the mean overall score of its pictures; None where nothing was measured."""
+    """Return the quality of an epoch (0-100), the mean overall score of its pictures; None if nothing was measured."""
     if metrics.mean is None or not math.isfinite(metrics.mean.overall):
         return None
     return min(max(metrics.mean.overall, 0.0), 100.0)
 
 
 def best_epoch(curve: Curve) -> tuple[int, float] | None:
-    """Epoch and quality of the best epoch, the earliest of equals; None for an empty curve."""
+    """Return number and quality of the best epoch, the earliest of equals; None for an empty curve."""
     return max(curve, key=lambda point: (point[1], -point[0]), default=None)
 
 
 def curve_state(curve: Curve) -> CurveState:
-    """Judge the last epochs of a curve.
+    """Classify the end of a learning curve. The first state that applies is returned.
 
-    Converged: the last four epochs lie within a point. Oscillating: the last four changes are large
+    Converged: the last four epochs lie within one point, near the best. Oscillating: the last four changes are large
     and each reverses the one before. Degrading: the last two epochs lie well below the best.
-    Plateau: no better by a point for two epochs. Else improving, as is a curve too short to tell.
+    Plateau: the last two epochs are not better by more than a point. Improving: all others, and curves of
+    fewer than three epochs.
     """
     values = [q for _, q in curve]
     if len(values) < 3:
@@ -55,6 +59,7 @@ def curve_state(curve: Curve) -> CurveState:
     window = values[-_WINDOW:]
     if len(window) == _WINDOW and max(window) - min(window) <= TOLERANCE and best - max(window) <= _FALL:
         return CurveState.CONVERGED
+    # Four changes need five epochs.
     if _reversals(values[-_WINDOW - 1 :]) >= _WINDOW - 1:
         return CurveState.OSCILLATING
     if max(values[-2:]) < best - _FALL:
@@ -65,6 +70,6 @@ def curve_state(curve: Curve) -> CurveState:
 
 
 def _reversals(values: Sequence[float]) -> int:
-    """How often a large change is followed by a large one the other way."""
+    """Count the large changes that are followed by a large change in the other direction."""
     steps = [b - a for a, b in itertools.pairwise(values)]
     return sum(a * b < 0 and min(abs(a), abs(b)) > _FALL for a, b in itertools.pairwise(steps))

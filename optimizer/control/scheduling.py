@@ -1,4 +1,4 @@
-"""Decide what a process of a campaign does next, from plain values."""
+"""Decide what a campaign process does next, from plain values."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with a trial that was cut off and that nobody runs."""
+    """Continue an interrupted trial that no process runs."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Run:
-    """Ask for a setting and run it."""
+    """Ask for a new setting and run it."""
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Wait for trials that other processes of this home run, and look again."""
+    """Wait for trials that other processes of this home run, then decide again."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """End this process's work; `reason` is one sentence."""
+    """Stop this process. `reason` is one sentence."""
 
     reason: str
 
@@ -32,6 +32,7 @@ class Stop:
 Step = Resume | Run | Wait | Stop
 
 ELSEWHERE = "the rest of the budget runs on other machines"
+"""Reason to stop although the budget is not used up."""
 
 
 def next_step(
@@ -46,22 +47,25 @@ def next_step(
 ) -> Step:
     """Decide the next step.
 
-    Trials that were cut off come first, whatever the budget says: what was paid for is finished. New ones start only
-    while finished and running ones together leave one of the budget, so several processes never overshoot it.
+    Interrupted trials come first, even if the budget is used up, since their training has been paid for.
+    A new trial starts only if finished and running trials together leave room in the budget, so that
+    parallel processes never exceed it.
 
     Args:
-        cut_off: number of a trial of this home that has begun and that nobody runs.
-        spent: why the budget is used up; None while it is not.
-        finished: ended trials of the campaign, wherever they ran.
-        running: trials that have begun and not ended, on any machine.
-        running_here: those of them whose folder is in this home.
-        trials: the budget.
-        patient: wait for the trials of other processes even when the budget is used up, to take up what they leave.
+        cut_off: Number of an interrupted trial of this home that no process runs; None without any.
+        spent: Reason why the budget is used up; None while it is not.
+        finished: Number of finished trials of the campaign, on all machines.
+        running: Number of trials that have started and not finished, on all machines.
+        running_here: Number of those in this home.
+        trials: Budget of trials.
+        patient: Wait for the trials of other processes even when the budget is used up, to resume them if
+            their process dies.
     """
     if cut_off is not None:
         return Resume(cut_off)
     if spent is None and finished + running < trials:
         return Run()
+    # Only trials of this home are waited for: this process cannot resume those of other machines.
     if running_here and (patient or spent is None):
         return Wait()
     return Stop(spent or ELSEWHERE)

@@ -1,1 +1,1 @@
-"""Why a run failed: issues, their causes, and what to change."""
+"""Diagnose failed runs: issues, their causes, and what to change."""

@@ -1,4 +1,4 @@
-"""What is wrong with an epoch or a run, why, and what to change."""
+"""Diagnose an epoch or a run: what is wrong, why, and what to change."""
 
 from __future__ import annotations
 
@@ -20,14 +20,23 @@ from schema.states import IssueName
 
 Names = Callable[[RunHistory], set[str]]
 
-_NORMAL_RUNS = 2
-_NORMAL_SHARE = 0.5
-_USUAL = 0.5  # of the healthy runs
+_MIN_PASSING = 2
+"""Past runs with an issue needed to call it normal for the epoch. Chosen by hand: one run may be chance."""
+
+_PASSING_SHARE = 0.5
+"""Share of these runs that must lose the issue by their best epoch. Chosen by hand: at least half."""
+
+_USUAL = 0.5  # share of healthy runs with an issue from which it counts as normal; chosen by hand: half
 _BLAMELESS = (IssueName.CRASHED, IssueName.BAD_DATA)
 _NO_HARM = 0.1
-_NAMED = 0.5
+"""Severity of a problem that spoils no picture. Chosen by hand, low, to sort it behind real damage."""
+
+_MIN_CONFIDENCE = 0.5
+"""Total confidence of causes needed to report a risk without measured harm. Chosen by hand: it raised no alarm on 20
+healthy runs (benchmarks/RESULTS.md)."""
+
 SLOW = IssueName.SLOW
-_COMPARED = 3  # runs on the same data set that are enough to leave those on other data out
+_MIN_HEALTHY = 3  # healthy runs on the same data set from which runs on other data are ignored; chosen by hand
 
 
 def diagnose_epoch(
@@ -38,17 +47,17 @@ def diagnose_epoch(
     history: Sequence[RunHistory],
     audit: DataAudit | None = None,
 ) -> tuple[Diagnosis, ...]:
-    """What is wrong with an epoch's pictures, worst first.
+    """Diagnose an epoch's pictures, worst issue first.
 
     An issue that past runs also had at this point and lost later is marked as normal for the epoch.
 
     Args:
-        metrics: of the epoch's pictures.
-        epoch: its number, from 1; 0 is the base model, in which nothing is wrong yet.
-        total_epochs: epochs the run was planned for.
-        run: the run the epoch belongs to.
-        history: all runs; those on another base model or data set are left out here.
-        audit: of the run's data set.
+        metrics: Measurements of the epoch's pictures.
+        epoch: Number of the epoch, from 1. Epoch 0 is the base model, which has no issues by definition.
+        total_epochs: Epochs planned for the run.
+        run: Run of the epoch.
+        history: All runs. Those on another base model or data set are ignored.
+        audit: Audit of the run's data set; None if there is none.
     """
     if epoch == 0:
         return ()
@@ -67,17 +76,18 @@ def diagnose_epoch(
 def diagnose_run(
     run_history: RunHistory, history: Sequence[RunHistory], space: Space, audit: DataAudit | None = None
 ) -> tuple[Diagnosis, ...]:
-    """What is wrong with an ended run, worst first: how it ended, its curve, and its best epoch's pictures.
+    """Diagnose a finished run: how it ended, its learning curve, and the pictures of its best epoch.
 
-    Last comes `slow`, for a run that took clearly longer a picture than others. Every failed run gets at least one
-    diagnosis. So does one that is clearly worse than healthy runs, and one whose
-    setting or data are a clear risk although no harm was measured (`risky_setting`, of low severity).
+    Issues of the run come first, then those of its pictures, each worst first. `slow` comes last, for a run that
+    needed clearly more time per picture than others. Every failed run gets at least one diagnosis, and so does a run
+    that is clearly worse than healthy ones. A setting or data set that is clearly risky is reported with low severity
+    even if no harm was measured (`risky_setting`, `risky_data`).
 
     Args:
-        run_history: the run.
-        history: all runs; those on another base model or data set are left out here.
-        space: says what counts as a failed run.
-        audit: of the run's data set.
+        run_history: The run.
+        history: All runs. Those on another base model or data set are ignored where there are enough others.
+        space: Defines which runs count as failed.
+        audit: Audit of the run's data set; None if there is none.
     """
 
     def run_names(run: RunHistory) -> set[str]:
@@ -88,19 +98,23 @@ def diagnose_run(
     quality = best_quality(run_history) or 0.0
     judged = judged_epoch(run_history)
     pictures = picture_issues(judged.quantitative_metrics) if judged is not None else ()
-    whole = (*run_issues(run_history, space.failed_quality), *_below(run_history, healthy, space.failed_quality))
+    whole = (
+        *run_issues(run_history, space.failed_quality),
+        *_below_healthy(run_history, healthy, space.failed_quality),
+    )
     found = [_diagnosis(i, run_history, quality, past, run_names, healthy, audit) for i in whole]
     found += [_diagnosis(i, run_history, quality, past, _picture_names, healthy, audit) for i in pictures]
-    found = [_usual(d, healthy) for d in found]
+    found = [_mark_usual(d, healthy) for d in found]
+    # Risks are only reported if nothing else explains the run. They come first, since the rest is normal.
     if all(d.normal_for_epoch for d in found):
         found = [*_risky(run_history, healthy, audit), *found]
     return (*found, *_slow(run_history, history))
 
 
 def blamed(diagnoses: Sequence[Diagnosis]) -> tuple[LikelyCause, ...]:
-    """What the diagnoses of one run blame for its pictures, by severity and confidence over all issues.
+    """Return the causes behind the issues of one run, by severity times confidence summed over issues.
 
-    Left out are those that are normal, and slowness: what costs time spoils no picture.
+    Issues that are normal are left out, and so is slowness, since it spoils no picture.
     """
     weights: dict[str, float] = {}
     causes: dict[str, LikelyCause] = {}
@@ -112,8 +126,8 @@ def blamed(diagnoses: Sequence[Diagnosis]) -> tuple[LikelyCause, ...]:
     return tuple(sorted(causes.values(), key=lambda cause: -weights[cause.factor]))
 
 
-def _below(run: RunHistory, healthy: Healthy, failed_quality: float) -> list[Issue]:
-    """That a run which did not fail is worse than healthy ones."""
+def _below_healthy(run: RunHistory, healthy: Healthy, failed_quality: float) -> list[Issue]:
+    """Return an issue if a run did not fail but is worse than healthy ones."""
     quality, lacks = best_quality(run), healthy.shortfall(run)
     if not lacks or quality is None or quality < failed_quality:
         return []
@@ -122,9 +136,9 @@ def _below(run: RunHistory, healthy: Healthy, failed_quality: float) -> list[Iss
 
 
 def _risky(run: RunHistory, healthy: Healthy, audit: DataAudit | None) -> list[Diagnosis]:
-    """Settings or data that are a clear risk in a run of which no harm was measured."""
+    """Return a diagnosis if the setting or data of a run are clearly risky although no harm was measured."""
     causes = [c for c in likely_causes(run, healthy, audit, ()) if not _outcome_of_machine(run)]
-    if not causes or sum(c.confidence for c in causes) < _NAMED:
+    if not causes or sum(c.confidence for c in causes) < _MIN_CONFIDENCE:
         return []
     first = causes[0]
     return [
@@ -142,18 +156,18 @@ def _risky(run: RunHistory, healthy: Healthy, audit: DataAudit | None) -> list[D
 
 
 def _slow(run: RunHistory, history: Sequence[RunHistory]) -> list[Diagnosis]:
-    """That a run took longer a picture than others on the same model: it costs time, and spoils nothing."""
+    """Return a diagnosis if a run needed more time per picture than others on the same base model."""
     others = [h for h in history if h.run.base_model == run.run.base_model and h.run.uid != run.run.uid]
     found = slowness(run, others)
     if found is None:
         return []
     causes = slow_causes(run, others, found)
-    told = causes[0] if causes else general_cause(SLOW, run.run.all_parameters)
+    first = causes[0] if causes else general_cause(SLOW, run.run.all_parameters)
     text = f"{found.seconds:.3g} s a picture, {found.ratio:.1f} times the {found.usual:.3g} s of {found.compared} runs"
     return [
         Diagnosis(
-            issue=SLOW, category="resources", severity=_NO_HARM, cause=told.sentence,
-            recommendation=told.recommendation, confidence=told.confidence, evidence=(text, *told.evidence),
+            issue=SLOW, category="resources", severity=_NO_HARM, cause=first.sentence,
+            recommendation=first.recommendation, confidence=first.confidence, evidence=(text, *first.evidence),
             causes=causes,
         )
     ]  # fmt: skip
@@ -164,8 +178,8 @@ def _outcome_of_machine(run: RunHistory) -> bool:
     return outcome is not None and outcome.failed and not outcome.blames_parameters
 
 
-def _usual(diagnosis: Diagnosis, healthy: Healthy) -> Diagnosis:
-    """Marked as normal where most healthy runs show the issue too: then it sets this one apart from none."""
+def _mark_usual(diagnosis: Diagnosis, healthy: Healthy) -> Diagnosis:
+    """Mark a diagnosis as normal if most healthy runs have the issue as well, since it then explains nothing."""
     share = healthy.share_with(diagnosis.issue, {h.run.run_name: _picture_names(h) for h in healthy.runs})
     if share < _USUAL:
         return diagnosis
@@ -174,9 +188,9 @@ def _usual(diagnosis: Diagnosis, healthy: Healthy) -> Diagnosis:
 
 
 def _healthy(run: TrainingRun, history: Sequence[RunHistory]) -> Healthy:
-    """Good runs on the same model and data set; on the same model alone where those are too few."""
+    """Return the healthy runs on the same base model and data set, or on any data set if those are too few."""
     here = Healthy.of(_past(run, history))
-    if len(here.runs) >= _COMPARED:
+    if len(here.runs) >= _MIN_HEALTHY:
         return here
     others = [h for h in history if h.run.base_model == run.base_model and h.run.uid != run.uid]
     return Healthy.of([h for h in others if h.run.outcome is not None])
@@ -204,11 +218,12 @@ def _diagnosis(
     mine = run.run
     cases = [Case(h.run.run_name, h.run.all_parameters, issue.name in names(h), best_quality(h) or 0.0) for h in past]
     cases.append(Case(mine.run_name, mine.all_parameters, True, quality))
-    # A broken machine or file has no parameter for its cause, however the runs may fall.
+    # No parameter causes a broken machine or file, even if one happens to separate the affected runs.
     blameless = issue.name in _BLAMELESS
     learnt = None if blameless else learnt_cause(cases, mine.all_parameters)
     causes = [] if blameless else list(likely_causes(run, healthy, audit, (issue.name,)))
     if learnt is not None:
+        # What past runs show replaces the general suspicion of the same parameter.
         causes = [c for c in causes if c.factor not in learnt.factors]
         causes = sorted([*_as_causes(learnt.factors, learnt), *causes], key=lambda c: -c.confidence)
     general = general_cause(issue.name, mine.all_parameters, audit)
@@ -227,7 +242,7 @@ def _diagnosis(
 
 
 def _as_causes(factors: Sequence[str], learnt: Cause) -> list[LikelyCause]:
-    """One for each parameter that is blamed: those that changed together share one sentence."""
+    """Return one cause per blamed parameter. Parameters that changed together share one sentence."""
     return [
         LikelyCause(
             factor=name, category=str(PARAMETERS[(ratio_of(name) or (name,))[0]].category), sentence=learnt.sentence,
@@ -238,7 +253,7 @@ def _as_causes(factors: Sequence[str], learnt: Cause) -> list[LikelyCause]:
 
 
 def _passing(name: str, progress: float, past: Sequence[RunHistory]) -> str | None:
-    """The evidence that an issue at this share of the epochs goes away by itself, or None."""
+    """Return the evidence that an issue at this share of the epochs goes away by itself; None without any."""
     had = lost = 0
     for run in past:
         judged = judged_epoch(run)
@@ -249,6 +264,6 @@ def _passing(name: str, progress: float, past: Sequence[RunHistory]) -> str | No
         if name in {issue.name for issue in picture_issues(at.quantitative_metrics)}:
             had += 1
             lost += name not in {issue.name for issue in picture_issues(judged.quantitative_metrics)}
-    if had < _NORMAL_RUNS or lost / had < _NORMAL_SHARE:
+    if had < _MIN_PASSING or lost / had < _PASSING_SHARE:
         return None
     return f"{lost} of {had} earlier runs showed it at this point and no longer at their best epoch"

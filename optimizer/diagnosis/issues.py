@@ -1,4 +1,4 @@
-"""What can be wrong with an epoch's pictures or with a run, found from measurements alone."""
+"""Find the issues of an epoch's pictures or of a run from measurements alone."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from optimizer.history import best_quality, judged_epoch
 from schema.runs import EpochMetrics, Outcome, PictureMetrics, RunHistory
 from schema.states import IssueName
 
-_ACCURATE = 60.0  # a colour score below is a visibly wrong colour
-_SHARE = 0.25  # of the pictures
-_LATE_FALL = 5.0  # quality points
-_LATE_GAIN = 2.0
-_SHARP = 40.0
-_PALETTE = 60.0
-_WORN = 50.0
-_COLLAPSED = 5.0
+# Thresholds on scores of 0-100. Those without a reason were chosen by hand, as where a person sees the problem.
+_ACCURATE = 60.0  # colour accuracy below which a colour is visibly wrong
+_SHARE = 0.25  # share of pictures from which an issue is one of the epoch, not of single pictures
+_LATE_FALL = 5.0  # quality points below the best epoch at the end: five times the noise of a prompt suite
+_LATE_GAIN = 2.0  # quality points gained in the last epoch: twice the noise of a prompt suite
+_SHARP = 40.0  # edge sharpness or pixel art purity below which pictures are blurred
+_PALETTE = 60.0  # palette score below which the palette is noisy
+_WORN = 50.0  # accessory score below which the accessory is missing
+_COLLAPSED = 5.0  # colour score below which no promised colour is anywhere in the picture
+_UNDERTRAINED_BY = 20.0  # quality points gained in the last epoch at which undertraining is most severe
 
 
 @dataclass(frozen=True)
 class Issue:
-    """One problem, its severity (0-1) and the measurement that shows it."""
+    """Hold one problem, its severity (0-1) and the measurement that shows it."""
 
     name: IssueName
     category: str
@@ -30,10 +32,10 @@ class Issue:
 
 
 def picture_issues(metrics: EpochMetrics) -> tuple[Issue, ...]:
-    """What is wrong with an epoch's pictures, worst first; nothing where nothing could be measured."""
+    """Return the issues of an epoch's pictures, worst first; none if nothing could be measured."""
     if metrics.mean is None:
         return ()
-    if collapsed(metrics):  # noise or emptiness has every other fault as well: naming them would hide this one
+    if collapsed(metrics):  # noise has every other issue too, which would hide this one
         text = f"no figure to be seen: colours {metrics.mean.colour:.0f}, style {metrics.mean.style:.0f} of 100"
         return (_issue(IssueName.COLLAPSED, "dynamics", 1.0, text),)
     found = [
@@ -51,14 +53,15 @@ def picture_issues(metrics: EpochMetrics) -> tuple[Issue, ...]:
 
 
 def collapsed(metrics: EpochMetrics) -> bool:
-    """Whether the pictures show noise or nothing: no promised colour is anywhere."""
+    """Return whether the pictures show noise or nothing: none of the promised colours is present."""
     return metrics.mean is not None and metrics.mean.colour is not None and metrics.mean.colour < _COLLAPSED
 
 
 def run_issues(run: RunHistory, failed_quality: float) -> tuple[Issue, ...]:
-    """What is wrong with a run as a whole: how it ended, and the shape of its learning curve."""
+    """Return the issues of a run as a whole, worst first: how it ended, and the shape of its learning curve."""
     found = [issue for issue in (_ending(run), _shape(run)) if issue is not None]
     best, judged = best_quality(run), judged_epoch(run)
+    # Low quality adds nothing for a run that is already reported as failed or collapsed.
     named = bool(run.run.outcome and run.run.outcome.failed) or (judged and collapsed(judged.quantitative_metrics))
     if best is not None and best < failed_quality and not named:
         text = f"best quality {best:.1f} (a run below {failed_quality:g} counts as failed)"
@@ -151,7 +154,7 @@ def _ending(run: RunHistory) -> Issue | None:
 
 
 def _shape(run: RunHistory) -> Issue | None:
-    """Quality that fell after its peak, still rose at the end, or went up and down."""
+    """Return an issue if quality fell after its peak, still rose at the end, or oscillated."""
     best = best_epoch(run.curve)
     if best is None or len(run.curve) < 3:
         return None
@@ -162,8 +165,9 @@ def _shape(run: RunHistory) -> Issue | None:
     if peak - last > _LATE_FALL:
         text = f"quality {peak:.1f} at epoch {peak_epoch}, {last:.1f} at epoch {last_epoch}"
         return _issue(IssueName.OVERTRAINED, "progression", (peak - last) / max(peak, 1.0), text)
+    # Better than all earlier epochs, since a recovery after a dip does not show undertraining.
     gain = last - max(q for _, q in run.curve[:-1])
     if gain > _LATE_GAIN and run.run.outcome is Outcome.OK:
         text = f"quality still rose by {gain:.1f} in the last epoch"
-        return _issue(IssueName.UNDERTRAINED, "progression", gain / 20, text)
+        return _issue(IssueName.UNDERTRAINED, "progression", gain / _UNDERTRAINED_BY, text)
     return None

@@ -1,4 +1,4 @@
-"""Why runs have an issue: learnt from the history where it can be."""
+"""Learn from the history why runs have an issue."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from optimizer.search.rules import text_of
 from optimizer.search.space import active, filled
 from schema.parameters import PARAMETERS, Parameters, ParameterValue
 
-_LEAST = 5  # runs, and of them at least two on each side
+_MIN_RUNS = 5  # at least two of them with the issue and two without; chosen by hand
 _SIGNIFICANT = 0.1
+"""Largest p-value of a cause. Looser than a claim, since it only suggests what to change. Chosen by hand."""
+
 _PERMUTATIONS = 499
+"""Together with the original order 500, so p-values are multiples of 0.002, fine enough for a level of 0.1."""
 
 
 @dataclass(frozen=True)
 class Cause:
-    """A likely cause, what to change, how sure it is, and what it rests on."""
+    """Hold a likely cause, what to change, its confidence (0-1) and its evidence."""
 
     sentence: str
     recommendation: str
@@ -31,7 +34,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Case:
-    """A run as evidence about one issue."""
+    """Hold a run as evidence about one issue: whether it is affected, and its quality (0-100)."""
 
     name: str
     parameters: Parameters
@@ -47,18 +50,18 @@ class _Condition:
 
 
 def learnt_cause(cases: Sequence[Case], parameters: Parameters) -> Cause | None:
-    """The condition on one parameter that best parts affected from unaffected runs, if chance hardly does so well.
+    """Return the condition on one parameter that best separates affected from unaffected runs.
 
-    All conditions that the run in question meets are tried; the permutation test compares with the best
-    of all of them, so it is corrected for how many there are. Parameters that changed together are
+    None if chance could explain it. All conditions that the diagnosed run meets are tried. The permutation test
+    compares with the best of all of them, so it is corrected for their number. Parameters that changed together are
     named together.
 
     Args:
-        cases: past runs on the same base model and data set, and the one in question.
-        parameters: of the run in question.
+        cases: Past runs on the same base model and data set, and the diagnosed run.
+        parameters: Parameters of the diagnosed run.
     """
     affected = np.array([case.affected for case in cases])
-    if len(cases) < _LEAST or affected.sum() < 2 or (~affected).sum() < 2:
+    if len(cases) < _MIN_RUNS or affected.sum() < 2 or (~affected).sum() < 2:
         return None
     conditions = [c for c in _conditions(cases, parameters) if affected[c.inside].sum() >= 2 and (~c.inside).any()]
     if not conditions:
@@ -66,17 +69,26 @@ def learnt_cause(cases: Sequence[Case], parameters: Parameters) -> Cause | None:
     inside = np.array([c.inside for c in conditions], dtype=float)  # (conditions, runs)
     scores = _scores(inside, affected.astype(float)[:, None])[:, 0]
     best = int(np.argmax(scores))
+    # A fixed seed: the same runs must always give the same cause.
     shuffled = np.random.default_rng(0).permuted(np.tile(affected.astype(float), (_PERMUTATIONS, 1)), axis=1).T
     chance = _scores(inside, shuffled).max(axis=0)
     p_value = float((1 + (chance >= scores[best] - 1e-9).sum()) / (_PERMUTATIONS + 1))
     if p_value > _SIGNIFICANT:
         return None
     same = [c for c in conditions if np.array_equal(c.inside, conditions[best].inside)]
-    return _told(cases, affected, conditions[best], same, p_value)
+    return _as_cause(cases, affected, conditions[best], same, p_value)
 
 
 def _scores(inside: NDArray[np.float64], affected: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How many standard deviations (hypergeometric) more affected runs lie inside than by chance: (conditions, m)."""
+    """Return by how many standard deviations more affected runs meet each condition than by chance.
+
+    Args:
+        inside: Which runs meet a condition, shape (conditions, runs).
+        affected: Which runs are affected, in m orders, shape (runs, m).
+
+    Returns:
+        Hypergeometric z-scores, shape (conditions, m).
+    """
     n, share = inside.shape[1], float(affected[:, 0].mean())
     size = inside.sum(axis=1, keepdims=True)
     deviation = np.sqrt(size * (n - size) / (n - 1) * share * (1 - share))
@@ -90,6 +102,7 @@ def _conditions(cases: Sequence[Case], parameters: Parameters) -> Iterator[_Cond
         if spec.derived or name in NO_CAUSE or wanted[name] is None:
             continue
         values = [p[name] for p in used]
+        # A parameter that only another parameter switched on and off has not been varied itself.
         if len(set(values)) > 1 and len({filled(case.parameters)[name] for case in cases}) > 1:
             yield from _about(name, wanted[name], values)
 
@@ -106,7 +119,7 @@ def _about(name: str, wanted: ParameterValue, values: Sequence[ParameterValue]) 
             yield _Condition(name, f"<= {text_of(float(cut))}", numbers <= cut)
 
 
-def _told(
+def _as_cause(
     cases: Sequence[Case], affected: NDArray[np.bool_], found: _Condition, same: Sequence[_Condition], p_value: float
 ) -> Cause:
     inside, hit = int(found.inside.sum()), int(affected[found.inside].sum())

@@ -1,4 +1,4 @@
-"""What healthy runs look like: the measure of whether another run is ill, and in what it differs."""
+"""Describe healthy runs, to tell whether another run is worse and in which parameters it differs."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from schema.parameters import PARAMETERS, Parameters, ParameterValue
 from schema.runs import Outcome, RunHistory
 from schema.taxonomy import Category, Kind
 
-_LEAST = 3
-_GOOD = 0.8  # of the best run's quality
-_SPREAD = 2.0  # quality points: runs that differ by the seed alone differ by about one
-_ALLOWANCE = 3.0  # spreads below the median of healthy runs
+_MIN_RUNS = 3
+"""Healthy runs needed to compare with. Chosen by hand: the range of two runs is too narrow to call others unusual."""
+
+_GOOD = 0.8  # share of the best run's quality from which a run is healthy; chosen by hand
+_MIN_SPREAD = 2.0  # quality points; runs that only differ in the seed differ by about one
+_ALLOWANCE = 3.0  # spreads below the median from which a run is worse than healthy ones; the usual three sigma
 _NO_CATEGORY = (Category.RESOURCES,)
 _MAKE_STEPS = frozenset(("num_repeats", "train_batch_size", "gradient_accumulation_steps"))
-_USUAL_STEPS = 1.5  # times more or fewer optimizer steps than healthy runs have
+_USUAL_STEPS = 1.5  # factor on the optimizer steps of healthy runs that still counts as usual; chosen by hand
 
 ALPHAS = {"network_alpha": "network_dim", "conv_alpha": "conv_dim"}
-"""Alphas with the ranks that they are divided by."""
+"""Alphas, with the ranks that divide them."""
 
 
 @dataclass(frozen=True)
 class Departure:
-    """One parameter that lies outside what healthy runs have.
+    """Describe a parameter whose value lies outside that of healthy runs.
 
     Attributes:
-        size: how far outside, in spans that a search has (`schema.taxonomy`); 1 for a value of no scale.
-        high: above them; None for a value of no scale.
-        usual: what they have, as values.
-        runs: how many of them have any; the others make no use of the parameter.
+        name: Name of the parameter.
+        value: Its value in the run.
+        size: Distance from healthy runs, in search ranges of the parameter (`schema.taxonomy`); 1 for a category.
+        high: Whether the value is above theirs; None for a category.
+        usual: Values of the healthy runs.
+        runs: Number of healthy runs in which the parameter has an effect.
     """
 
     name: str
@@ -49,53 +53,55 @@ class Departure:
 
 @dataclass(frozen=True)
 class Healthy:
-    """Good runs to compare with: ended well, and not far below the best."""
+    """Hold good runs to compare with: they ended well, with at least 80 % of the best quality."""
 
     runs: tuple[RunHistory, ...]
 
     @classmethod
     def of(cls, past: Sequence[RunHistory]) -> Healthy:
-        """The good ones of past runs; too few are none at all."""
+        """Select the good runs among past runs. If there are fewer than three, none are selected."""
         ended = [h for h in past if h.run.outcome in (Outcome.OK, Outcome.STOPPED_EARLY)]
         scores = [q for q in map(best_quality, ended) if q is not None]
+        # Relative to the best run, since an absolute limit would differ between models and prompt suites.
         good = [h for h in ended if scores and (best_quality(h) or 0.0) >= _GOOD * max(scores)]
-        return cls(tuple(good) if len(good) >= _LEAST else ())
+        return cls(tuple(good) if len(good) >= _MIN_RUNS else ())
 
     def __bool__(self) -> bool:
         return bool(self.runs)
 
     @property
     def quality(self) -> float:
-        """Median of their best qualities."""
+        """Return the median of their best qualities."""
         return float(np.median([best_quality(h) or 0.0 for h in self.runs]))
 
     @property
     def floor(self) -> float:
-        """Quality below which a run is worse than chance makes healthy ones."""
+        """Return the quality below which chance no longer explains a worse run: three spreads below the median."""
         qualities = np.array([best_quality(h) or 0.0 for h in self.runs])
-        spread = max(1.4826 * float(np.median(np.abs(qualities - np.median(qualities)))), _SPREAD)
+        # 1.4826 turns a median absolute deviation into the standard deviation of a normal distribution.
+        spread = max(1.4826 * float(np.median(np.abs(qualities - np.median(qualities)))), _MIN_SPREAD)
         return float(np.median(qualities)) - _ALLOWANCE * spread
 
     def shortfall(self, run: RunHistory) -> float:
-        """Quality points that a run lacks against healthy ones; 0 where it is as good as chance makes them."""
+        """Return the quality points that a run is below the median of healthy runs; 0 if it is above the floor."""
         quality = best_quality(run) or 0.0
         return self.quality - quality if self and quality < self.floor else 0.0
 
     def share_with(self, issue: str, names: Mapping[str, set[str]]) -> float:
-        """Share of the healthy runs that show an issue too; `names`: the issues of each by run name."""
+        """Return the share of healthy runs that have an issue, given the names of each run's issues by run name."""
         return float(np.mean([issue in names[h.run.run_name] for h in self.runs])) if self else 0.0
 
     def departures(self, run: RunHistory) -> list[Departure]:
-        """The parameters that lie outside what healthy runs have, the farthest first."""
+        """Return the parameters whose values lie outside those of healthy runs, most distant first."""
         if not self:
             return []
         found = [_departure(name, value, self._usual.get(name, ())) for name, value in scaled(run).items()]
         return sorted((d for d in found if d is not None and not self._follows(d.name, run)), key=lambda d: -d.size)
 
-    # What many runs are held against is worked out once.
+    # Cached, since many runs are compared with the same healthy runs.
     @functools.cached_property
     def _usual(self) -> dict[str, tuple[ParameterValue, ...]]:
-        """By parameter, the value that each of them has."""
+        """Return the values of the healthy runs by parameter."""
         theirs = [scaled(h) for h in self.runs]
         names = dict.fromkeys(name for other in theirs for name in other)
         return {name: tuple(other.get(name) for other in theirs) for name in names}
@@ -110,9 +116,10 @@ class Healthy:
         return [n for n in map(_steps, self.runs) if n is not None]
 
     def _follows(self, name: str, run: RunHistory) -> bool:
-        """Whether a departure is made up for, or follows from another one.
+        """Return whether a departure only follows from another one, or is compensated.
 
-        An alpha's ratio may be unusual for its rank alone; repeats and batch matter where they change the steps.
+        The ratio of alpha to rank may be unusual only because the rank is. Repeats and batch size only matter if they
+        change the number of optimizer steps.
         """
         if name in _MAKE_STEPS:
             return self._usual_steps(run)
@@ -129,7 +136,7 @@ class Healthy:
 
 
 def _steps(run: RunHistory) -> float | None:
-    """Optimizer steps of a run as it was planned; None where the number of pictures is not known."""
+    """Return the planned optimizer steps of a run; None if the number of pictures is unknown."""
     used = active(run.run.all_parameters)
     numbers = [_number(used[name]) for name in ("num_repeats", "max_train_epochs")]
     shared = [_number(used[name]) for name in ("train_batch_size", "gradient_accumulation_steps")]
@@ -139,9 +146,13 @@ def _steps(run: RunHistory) -> float | None:
 
 
 def scaled(run: RunHistory) -> Parameters:
-    """A run's effective parameters, alphas as their ratio to the rank: what a rank and its alpha share is no cause."""
+    """Return a run's effective parameters, with alphas divided by their rank, and the number of pictures.
+
+    Parameters that cannot cause an issue are left out.
+    """
     used = active(run.run.all_parameters)
     for alpha, rank in ALPHAS.items():
+        # The update is scaled by alpha / rank, so only their ratio can be compared between ranks.
         top, bottom = used[alpha], used[rank]
         used[alpha] = float(top) / float(bottom) if isinstance(top, int | float) and bottom else None
     kept = {n: v for n, v in used.items() if _may_cause(n)}
@@ -154,7 +165,7 @@ def _may_cause(name: str) -> bool:
 
 
 def _departure(name: str, value: ParameterValue, usual: tuple[ParameterValue, ...]) -> Departure | None:
-    """How a value lies outside usual ones; None where it lies inside, or where they do not say."""
+    """Return how a value differs from usual ones; None if it lies inside their range or cannot be compared."""
     if value in usual:
         return None
     numbers, number = [n for n in map(_number, usual) if n is not None], _number(value)
@@ -166,7 +177,7 @@ def _departure(name: str, value: ParameterValue, usual: tuple[ParameterValue, ..
     if low <= number <= high:
         return None
     above = number > high
-    size = _spans(name, number, high if above else low)
+    size = _distance(name, number, high if above else low)
     return Departure(name, value, size, above, tuple(sorted(numbers)), len(numbers))
 
 
@@ -175,11 +186,11 @@ def _number(value: ParameterValue) -> float | None:
 
 
 _RATIOS = {"network_alpha": math.log(8), "conv_alpha": math.log(8), "num_images": math.log(16)}
-"""Log span of what the taxonomy has no search span for: alpha as a ratio, the number of pictures."""
+"""Logarithmic ranges of quantities without a search range in the taxonomy: alpha ratios, number of pictures."""
 
 
-def _spans(name: str, value: float, edge: float) -> float:
-    """Distance of a value from an edge, in the parameter's search span."""
+def _distance(name: str, value: float, edge: float) -> float:
+    """Return the distance of a value from an edge, in search ranges of the parameter."""
     spec = PARAMETERS[name]
     if name in _RATIOS or (spec.log and spec.search_low and spec.search_high):
         span = _RATIOS.get(name) or math.log((spec.search_high or 0.0) / (spec.search_low or 1.0))

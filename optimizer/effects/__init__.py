@@ -1,1 +1,1 @@
-"""Which parameters matter, and which rules good runs keep."""
+"""Find the parameters that matter, and the rules that good runs follow."""

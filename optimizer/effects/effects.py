@@ -1,4 +1,4 @@
-"""Every parameter against every outcome, with p-values that know how many claims were tried."""
+"""Test every parameter on every outcome, with p-values corrected for the number of tests."""
 
 from __future__ import annotations
 
@@ -30,17 +30,26 @@ from schema.findings import ImpactReport, Interaction, ParameterEffect
 from schema.runs import RunHistory
 from schema.states import EffectVerdict
 
-_LEAST = 6
-_LEAST_SIDE = 3
+_MIN_RUNS = 6
+"""Runs needed for any test. Chosen by hand: few permutations exist of fewer runs."""
+
+_MIN_SIDE = 3
+"""Runs needed on each side of a parameter before we say that no effect was detected. Chosen by hand."""
+
 _PERMUTATIONS = 1999
+"""Together with the original order 2000, so p-values are multiples of 0.0005."""
+
 _ROUNDS = 4
-_FANOVA_FROM = 50  # runs: below, its trees are no better than a forest's impurity
-_MOST_PAIRED = 8
+"""Most rounds of tests. Chosen by hand: each one costs as much as the first, and usually nothing new is claimed."""
+
+_FANOVA_FROM = 50  # runs; with fewer, its trees are no better than the impurity of a forest
+_MAX_PAIRED = 8
+"""Parameters to test for interactions. Chosen by hand: eight make 28 pairs, all of which p-values are corrected for."""
 
 
 @dataclass(frozen=True)
 class _Tested:
-    """All tests on one history."""
+    """Hold the results of all tests on one history."""
 
     runs: list[RunHistory]
     varied: list[Varied]
@@ -50,17 +59,17 @@ class _Tested:
 
 
 def survey(history: Sequence[RunHistory], space: Space) -> ImpactReport:
-    """Return what each parameter did to each outcome, the surest claim first.
+    """Return the effect of each parameter on each outcome, smallest p-value first.
 
-    All parameters are tested on all outcomes, beside those already claimed, for a rising, falling or peaked relation
-    of ranks, or a difference between categories. The p-value of a test is the share of permutations of the runs in
-    which any of all tests looks as sure (Westfall and Young 1993, single-step minimum of p), so that at most one
-    report in twenty on outcomes without any relation makes a claim, however many tests it has. Interactions are
-    looked for only beside a parameter that is claimed to matter for quality, which keeps this so.
+    Each test looks for a rising, falling or peaked relation of ranks, or a difference between categories, given the
+    parameters already claimed. Its p-value is the share of permutations of the runs in which any test looks as
+    significant (Westfall and Young 1993, single-step minimum of p). So at most one report in twenty on outcomes
+    without any relation makes a claim, however many tests it has. Interactions are only tested for parameters
+    claimed to affect quality, which preserves this bound.
 
     Args:
-        history: runs, best of one base model and data set.
-        space: the searched parameters; others that happen to vary are tested too.
+        history: Runs, preferably of one base model and data set.
+        space: The searched parameters. Other parameters that vary are tested as well.
     """
     found = _tested(history, space)
     quality = next((m for m in found.outcomes if m.name == "quality"), None)
@@ -78,7 +87,7 @@ def survey(history: Sequence[RunHistory], space: Space) -> ImpactReport:
 
 
 def quality_effects(history: Sequence[RunHistory], space: Space) -> tuple[ParameterEffect, ...]:
-    """Return what each parameter did to quality: the rows that a night's report shows.
+    """Return the effect of each parameter on quality: the rows that a campaign's report shows.
 
     They come from the tests of `survey`, with the same correction, so the report and `pixelloop impact` give one
     verdict for the same runs. Importances and interactions, which take seconds, are left out.
@@ -91,14 +100,14 @@ def _tested(history: Sequence[RunHistory], space: Space) -> _Tested:
     runs = informative(history)
     varied = varied_parameters(runs, space)
     constant = unvaried(len(runs), varied, space)
-    outcomes = measured_outcomes(runs, run_qualities(runs, space), space) if len(runs) >= _LEAST else []
+    outcomes = measured_outcomes(runs, run_qualities(runs, space), space) if len(runs) >= _MIN_RUNS else []
     if not outcomes or not varied:
         rows = [bare(v.name, len(runs), EffectVerdict.NOT_ENOUGH_DATA) for v in varied]
         return _Tested(runs, varied, [], rows, constant)
     p_values = _corrected(varied, outcomes)
-    twins = moved_together(varied)
+    confounded = moved_together(varied)
     rows = [
-        _row(v, m, float(p_values[i, j]), tuple(twins[v.name]))
+        _row(v, m, float(p_values[i, j]), tuple(confounded[v.name]))
         for i, v in enumerate(varied)
         for j, m in enumerate(outcomes)
     ]
@@ -107,15 +116,16 @@ def _tested(history: Sequence[RunHistory], space: Space) -> _Tested:
 
 
 def _corrected(varied: Sequence[Varied], outcomes: Sequence[Measured]) -> Array:
-    """Corrected p-value of each parameter and outcome: shape (parameters, outcomes).
+    """Return the corrected p-value of each parameter and outcome, shape (parameters, outcomes).
 
-    In rounds: what was claimed is taken out of the outcome, so that a strong parameter does not hide a weaker one;
-    later rounds are only reached beside a claim, and claim with no smaller p.
+    Tests run in rounds. Each round removes the claimed effects from the outcomes, so that a strong parameter does not
+    hide a weaker one. A round only follows after a new claim, and its p-values are at least those of earlier claims.
     """
     p_values = np.ones((len(varied), len(outcomes)))
     claimed: set[tuple[int, int]] = set()
     least = 0.0
     for _ in range(_ROUNDS):
+        # A later claim must not look surer than the claim that it depends on.
         found = np.maximum(_round(varied, outcomes, claimed), least)
         for i, j in itertools.product(range(len(varied)), range(len(outcomes))):
             p_values[i, j] = p_values[i, j] if (i, j) in claimed else min(p_values[i, j], found[i, j])
@@ -128,14 +138,17 @@ def _corrected(varied: Sequence[Varied], outcomes: Sequence[Measured]) -> Array:
 
 
 def _round(varied: Sequence[Varied], outcomes: Sequence[Measured], claimed: set[tuple[int, int]]) -> Array:
-    """p-values of all tests that are not claimed yet, given those that are; 1 for these.
+    """Return the p-values of all tests not claimed yet, given those that are; 1 for claimed ones.
 
-    The share of variation of ranks that k columns explain by chance is about Beta(k / 2, (n - 1 - k) / 2), which
-    makes tests comparable; the permutations of what is left (Freedman and Lane 1983), the same for all, make it exact.
+    By chance, k columns explain a share of the variation of ranks that is about Beta(k / 2, (n - 1 - k) / 2). This
+    makes tests comparable. Permuting the residuals (Freedman and Lane 1983), in the same way for all tests, makes the
+    p-values exact.
     """
     n = len(varied[0].values)
     rng = np.random.default_rng(0)
-    orders = np.array([np.arange(n), *(rng.permutation(n) for _ in range(_PERMUTATIONS))])  # the first is as it was
+    orders = np.array(
+        [np.arange(n), *(rng.permutation(n) for _ in range(_PERMUTATIONS))]
+    )  # the first is the original order
     alone = np.ones((len(varied), len(outcomes), len(orders)))
     bases = [v.design(degree=2) for v in varied]
     for j, outcome in enumerate(outcomes):
@@ -149,12 +162,14 @@ def _round(varied: Sequence[Varied], outcomes: Sequence[Measured], claimed: set[
             if (i, j) not in claimed and own.shape[1] and free > 0:
                 explained = ((own.T @ shuffled) ** 2).sum(axis=0)
                 alone[i, j] = beta.sf(np.minimum(explained, 1.0), own.shape[1] / 2, free / 2)
+    # The smallest p of all tests in each permutation: comparing with it corrects for the number of tests.
     least = alone.min(axis=(0, 1))  # (permutations,)
+    # The factor absorbs rounding: the original order must count as at least as extreme as itself.
     return np.asarray((least[None, None, :] <= alone[:, :, :1] * (1 + 1e-9)).mean(axis=2))
 
 
 def _orthonormal(columns: Sequence[Array], n: int) -> Array:
-    """Orthonormal columns that span the given ones: shape (n, k)."""
+    """Return orthonormal columns that span the given ones, shape (n, k)."""
     together = np.concatenate([np.empty((n, 0)), *columns], axis=1)
     if not together.shape[1]:
         return together
@@ -163,38 +178,38 @@ def _orthonormal(columns: Sequence[Array], n: int) -> Array:
 
 
 def _without(columns: Array, span: Array) -> Array:
-    """Columns less what lies in a span."""
+    """Return columns without their projection onto a span."""
     return np.asarray(columns - span @ (span.T @ columns))
 
 
 def _neutral_ranks(outcome: Measured) -> Array:
-    """Centred ranks; a run without the outcome counts for nothing."""
+    """Return centred ranks, shape (n,). Runs without the outcome are 0, so they have no influence."""
     ranks, known = np.zeros(len(outcome.values)), outcome.known
     ranks[known] = rankdata(outcome.values[known])
     ranks[known] -= ranks[known].mean()
     return ranks
 
 
-def _row(v: Varied, outcome: Measured, p: float, twins: tuple[str, ...]) -> ParameterEffect:
+def _row(v: Varied, outcome: Measured, p: float, confounded: tuple[str, ...]) -> ParameterEffect:
     known = outcome.known
     part = Varied(v.name, tuple(x for x, k in zip(v.values, known, strict=True) if k))
     values = outcome.values[known]
     if len(set(part.values)) < 2:
         return bare(v.name, len(values), EffectVerdict.NOT_ENOUGH_DATA).changed(outcome=outcome.name)
-    found = effect_of(part, values, p, _explained(part, values), twins, outcome=outcome.name, rises=outcome.rises)
-    if found.verdict == EffectVerdict.NONE_DETECTED and _least_side(part, values, outcome.rises) < _LEAST_SIDE:
+    found = effect_of(part, values, p, _explained(part, values), confounded, outcome=outcome.name, rises=outcome.rises)
+    if found.verdict == EffectVerdict.NONE_DETECTED and _smaller_side(part, values, outcome.rises) < _MIN_SIDE:
         return found.changed(verdict=EffectVerdict.NOT_ENOUGH_DATA)
     return found
 
 
-def _least_side(v: Varied, values: Array, rises: bool) -> int:
-    """Runs on the smaller side of a parameter."""
+def _smaller_side(v: Varied, values: Array, rises: bool) -> int:
+    """Return the number of runs on the smaller side of a parameter."""
     better, _ = better_side(v, values if rises else -values)
     return min(int(better.sum()), int((~better).sum()))
 
 
 def _explained(v: Varied, values: Array) -> float:
-    """Share of the variation of ranks that the parameter alone explains, adjusted for its columns; 0-1."""
+    """Return the share (0-1) of the variation of ranks that the parameter alone explains (adjusted R squared)."""
     ranks: Array = rankdata(values) - (len(values) + 1) / 2
     basis, total = v.design(degree=2), float(np.sum(ranks**2))
     n, k = len(values), basis.shape[1]
@@ -207,7 +222,7 @@ def _explained(v: Varied, values: Array) -> float:
 def _importance(
     runs: Sequence[RunHistory], varied: Sequence[Varied], quality: Measured | None, space: Space
 ) -> tuple[dict[str, float], str]:
-    """Share of quality's variation by parameter, and the model that it is from."""
+    """Return each parameter's share of the variation of quality, and the name of the model behind it."""
     if quality is None:
         return {}, ""
     trials = _trials(runs, quality, space)
@@ -221,7 +236,7 @@ def _importance(
 
 
 def _trials(runs: Sequence[RunHistory], quality: Measured, space: Space) -> list[optuna.trial.FrozenTrial]:
-    """The runs whose searched parameters lie inside the space, as Optuna's trials."""
+    """Return the runs whose searched parameters lie inside the space, as Optuna trials."""
     settings = [(space.searched(h.run.all_parameters), q) for h, q in zip(runs, quality.values, strict=True)]
     return [
         optuna.trial.create_trial(params=dict(s), distributions=dict(space.distributions), value=float(q))
@@ -233,11 +248,14 @@ def _trials(runs: Sequence[RunHistory], quality: Measured, space: Space) -> list
 def _interactions(
     varied: Sequence[Varied], quality: Measured, claimed: set[str], shares: dict[str, float]
 ) -> list[Interaction]:
-    """Pairs with a claimed parameter whose product explains what single effects leave (Freedman and Lane 1983)."""
+    """Return pairs with a claimed parameter whose product explains residuals of the single effects.
+
+    Residuals are permuted (Freedman and Lane 1983), and p-values are corrected for the number of pairs.
+    """
     ranks = _neutral_ranks(quality)
-    chosen = sorted(varied, key=lambda v: (v.name not in claimed, -shares.get(v.name, 0.0)))[:_MOST_PAIRED]
+    chosen = sorted(varied, key=lambda v: (v.name not in claimed, -shares.get(v.name, 0.0)))[:_MAX_PAIRED]
     span = _orthonormal([v.design(2) for v in chosen], len(ranks))
-    if not claimed or len(ranks) - span.shape[1] < 2 * _LEAST:
+    if not claimed or len(ranks) - span.shape[1] < 2 * _MIN_RUNS:
         return []
     rest = _without(ranks[:, None], span)[:, 0]
     rng = np.random.default_rng(0)
@@ -260,8 +278,12 @@ def _interactions(
 
 
 def _product_share(a: Varied, b: Varied, span: Array, shuffled: Array) -> Array | None:
-    """Share of each permutation's residuals that the products of two parameters explain; None where none is left."""
+    """Return the share of each permutation's residuals that the product of two parameters explains.
+
+    None if the single effects already contain the product.
+    """
     one, two = a.design(1), b.design(1)
+    # All products of the columns, since a category has one column per level.
     product = np.stack([x * y for x in one.T for y in two.T], axis=1)
     basis = _orthonormal([_without(product, span)], len(product))
     return np.asarray(((basis.T @ shuffled) ** 2).sum(axis=0)) if basis.shape[1] else None

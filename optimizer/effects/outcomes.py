@@ -1,4 +1,4 @@
-"""What a run may be asked about: its quality, each main measure, how it failed, when it was best, what it cost."""
+"""Collect the outcomes of runs: quality, the main measures, kinds of failure, best epoch, training time."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ _METRICS = (
     "palette_score", "photorealism",
 )  # fmt: skip
 _LOWER_IS_BETTER = frozenset(("photorealism", "best_epoch", "seconds"))
-_LEAST = 6
+_MIN_RUNS = 6
+"""Runs that must have an outcome. Chosen by hand: few permutations exist of fewer runs."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One outcome over n runs.
+    """Hold one outcome of n runs.
 
     Attributes:
-        values: (n,), nan where a run has none.
-        rises: False where lower is better, as for failures and cost.
+        name: Name of the outcome, such as ``quality`` or ``failed: diverged``.
+        values: Its value in each run, shape (n,); nan where a run has none.
+        rises: False if lower is better, as for failures and cost.
     """
 
     name: str
@@ -35,16 +37,17 @@ class Measured:
 
     @property
     def known(self) -> NDArray[np.bool_]:
-        """(n,) which runs have the outcome."""
+        """Return which runs have the outcome, shape (n,)."""
         return ~np.isnan(self.values)
 
 
 def measured_outcomes(runs: Sequence[RunHistory], quality: NDArray[np.float64], space: Space) -> list[Measured]:
-    """The outcomes that enough runs have and that differ between them, quality first.
+    """Return the outcomes that enough runs have and that differ between runs, quality first.
 
     Args:
-        quality: (n,), the runs' qualities, those of failed ones filled in.
-        space: says below which quality a run counts as failed.
+        runs: The n runs.
+        quality: Quality of each run, shape (n,), with values filled in for failed runs.
+        space: Defines the quality below which a run counts as failed.
     """
     columns = {"quality": quality, **{name: _metric(runs, name) for name in _METRICS}}
     for kind in sorted({str(h.run.outcome) for h in runs if h.run.outcome is not None and h.run.outcome.failed}):
@@ -54,14 +57,15 @@ def measured_outcomes(runs: Sequence[RunHistory], quality: NDArray[np.float64], 
     columns["best_epoch"] = _column([h.run.best_epoch for h in runs])
     columns["seconds"] = _column([h.run.total_training_time for h in runs])
     found = [Measured(n, v, n not in _LOWER_IS_BETTER and not n.startswith("failed")) for n, v in columns.items()]
-    return [m for m in found if _tells(m)]
+    return [m for m in found if _can_be_tested(m)]
 
 
-def _tells(outcome: Measured) -> bool:
-    """Whether there is anything to learn: enough runs, and at least two that differ from the rest."""
+def _can_be_tested(outcome: Measured) -> bool:
+    """Return whether enough runs have an outcome, and at least two of them differ from the most common value."""
     known = outcome.values[outcome.known]
-    if len(known) < _LEAST or np.ptp(known) < 1e-9:
+    if len(known) < _MIN_RUNS or np.ptp(known) < 1e-9:  # equal up to rounding
         return False
+    # If only one run differed, that run alone would decide every test.
     _, counts = np.unique(known, return_counts=True)
     return bool(len(known) - counts.max() >= 2)
 

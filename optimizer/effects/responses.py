@@ -1,4 +1,4 @@
-"""Which parameters moved the quality: effect, interval, and a p-value that is honest about how many were tried."""
+"""Measure how an outcome responds to one parameter: effect, interval, importance, confounding."""
 
 from __future__ import annotations
 
@@ -22,48 +22,60 @@ from schema.states import EffectVerdict
 Array = NDArray[np.float64]
 
 _RESAMPLES = 500
+"""Bootstrap samples. Chosen by hand: 25 of them lie beyond each end of a 90 % interval."""
+
 SIGNIFICANT = 0.05
+"""Largest corrected p-value of a claim: at most one report in twenty on random outcomes makes any claim."""
+
 CRITICAL = 0.25
-"""Share of the variation from which on a claim is critical."""
+"""Share of the variation that makes a claimed effect critical. Chosen by hand."""
+
 _CONFOUNDED = 0.8
+"""Canonical correlation above which two parameters moved together, so neither can be blamed alone. Chosen by hand."""
+
 NO_CAUSE = frozenset(("seed", "save_every_n_epochs", "caption_extension", "save_precision"))
-"""Parameters that vary but are no explanation of quality."""
+"""Parameters that may vary but cannot explain quality."""
 
 
 @dataclass(frozen=True)
 class Varied:
-    """One parameter over n runs."""
+    """Hold the values of one parameter in n runs."""
 
     name: str
     values: tuple[ParameterValue, ...]  # None where it had no effect
 
     @property
     def numeric(self) -> bool:
-        """Whether all its values are numbers, and several."""
+        """Return whether the parameter has at least two different values, all of them numbers."""
         used = {v for v in self.values if v is not None}
         return len(used) > 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in used)
 
     @property
     def ranks(self) -> Array:
-        """Ranks of a numeric parameter, those without effect in the middle."""
+        """Return the ranks of a numeric parameter, shape (n,). Runs in which it had no effect get the middle rank."""
         used = np.array([v is not None for v in self.values])
         ranks = np.full(len(self.values), (used.sum() + 1) / 2)
         ranks[used] = rankdata([float(v) for v in self.values if v is not None])
         return ranks
 
     def design(self, degree: int) -> Array:
-        """Orthonormal centred columns that span the parameter's possible influence: shape (n, k)."""
+        """Return orthonormal centred columns that span the parameter's possible influence, shape (n, k).
+
+        Args:
+            degree: Highest power of the ranks of a number. Categories get one column per level instead.
+        """
         if self.numeric:
             ranks = self.ranks - self.ranks.mean()
             raw = np.stack([ranks**power for power in range(1, degree + 1)], axis=1)
         else:
             raw = np.stack([[float(v == level) for v in self.values] for level in dict.fromkeys(self.values)], axis=1)
+        # Drop columns that follow from the others, such as the last level of a category.
         left, size, _ = np.linalg.svd(raw - raw.mean(axis=0), full_matrices=False)
         return np.asarray(left[:, size > 1e-9 * max(float(size[0]), 1e-12)])
 
 
 def unvaried(n: int, varied: Sequence[Varied], space: Space) -> list[ParameterEffect]:
-    """The searched parameters that never varied over n runs, said to be so."""
+    """Return rows for the searched parameters that never varied in n runs."""
     names = {v.name for v in varied}
     return [bare(name, n, EffectVerdict.NEVER_VARIED) for name in space.names if name not in names]
 
@@ -74,19 +86,24 @@ def bare(name: str, n: int, verdict: EffectVerdict) -> ParameterEffect:
 
 
 def varied_parameters(runs: Sequence[RunHistory], space: Space) -> list[Varied]:
-    """The parameters that differ between runs and may explain something, the searched ones first."""
+    """Return the parameters that differ between runs and may explain an outcome, searched ones first."""
     used = [space.active(run.run.all_parameters) for run in runs]
     others = [n for n, spec in PARAMETERS.items() if not spec.derived and n not in space.names and n not in NO_CAUSE]
     columns = [Varied(name, tuple(p[name] for p in used)) for name in (*space.names, *others)]
-    # A parameter that another one switches on and off has not been varied itself.
+    # A parameter that only another parameter switched on and off has not been varied itself.
     settings = [filled(run.run.all_parameters) for run in runs]
     own = {c.name: {s[c.name] for s in settings} if c.name in PARAMETERS else {*c.values} - {None} for c in columns}
     return [c for c in columns if len(set(c.values)) > 1 and len(own[c.name]) > 1]
 
 
 def run_qualities(runs: Sequence[RunHistory], space: Space) -> Array:
-    """Quality of each run, less the median of its base model and data set where there are several: shape (n,)."""
+    """Return the quality of each run, shape (n,).
+
+    Runs without a measurement get the lowest quality. With several base models or data sets, the median of each is
+    subtracted.
+    """
     seen = [q for q in map(best_quality, runs) if q is not None]
+    # A run that failed unmeasured counts as the worst. Left out, it would make risky settings look good.
     floor = min([space.failed_quality, *seen])
     values = np.array([floor if (q := best_quality(run)) is None else q for run in runs])
     places = [(run.run.base_model, run.run.dataset) for run in runs]
@@ -98,7 +115,7 @@ def run_qualities(runs: Sequence[RunHistory], space: Space) -> Array:
 
 
 def importances(varied: Sequence[Varied], outcome: Array) -> dict[str, float]:
-    """Share of the explained variation (0-1) by a random forest's decrease in impurity."""
+    """Return each parameter's share (0-1) of the explained variation, by the impurity decrease of a random forest."""
     columns = [v.ranks[:, None] if v.numeric else v.design(1) for v in varied]
     if not columns:
         return {}
@@ -110,7 +127,7 @@ def importances(varied: Sequence[Varied], outcome: Array) -> dict[str, float]:
 
 
 def moved_together(varied: Sequence[Varied]) -> dict[str, list[str]]:
-    """Parameters that moved together, by their canonical correlation (of ranks, or category membership)."""
+    """Return, for each parameter, those that moved with it: canonical correlation of ranks or levels above 0.8."""
     bases = {v.name: v.design(1) for v in varied}
     return {
         a: [
@@ -127,21 +144,21 @@ def effect_of(
     values: Array,
     p: float,
     share: float,
-    twins: tuple[str, ...],
+    confounded: tuple[str, ...],
     *,
     outcome: str = "quality",
     rises: bool = True,
 ) -> ParameterEffect:
-    """One parameter's effect on one outcome, claimed where p is small enough.
+    """Return the effect of one parameter on one outcome, as a claim if `p` is small enough.
 
     Args:
-        v: the parameter.
-        values: (n,) of the outcome.
-        p: corrected for the number of tests.
-        share: of the variation that the parameter explains, 0-1.
-        twins: parameters that moved together with it.
-        outcome: its name.
-        rises: False where lower is better; the effect is positive for the better side all the same.
+        v: The parameter.
+        values: The outcome, shape (n,).
+        p: p-value, corrected for the number of tests.
+        share: Share of the variation that the parameter explains, 0-1.
+        confounded: Parameters that moved together with it.
+        outcome: Name of the outcome.
+        rises: False if lower is better. The effect is positive for the better side in either case.
     """
     goodness = values if rises else -values
     better, best = better_side(v, goodness)
@@ -163,15 +180,16 @@ def effect_of(
         best=best,
         importance=share,
         verdict=verdict,
-        confounded_with=twins,
+        confounded_with=confounded,
     )  # fmt: skip
 
 
 def better_side(v: Varied, outcome: Array) -> tuple[NDArray[np.bool_], str]:
-    """The runs on the better side of the parameter, and where that is.
+    """Return which runs are on the better side of a parameter, shape (n,), and a text for that side.
 
-    Numbers are split where the sides differ most, each side with a fifth of the runs if that can be; a
-    category is set against all others. The difference is therefore on the high side; the p-value is not.
+    Numbers are split where the two sides differ most, with at least a fifth of the runs on each side if possible.
+    A category is compared with all others. Choosing the split biases the difference upwards, but not the p-value,
+    which does not use it.
     """
     if not v.numeric:
         levels = {level: np.array([value == level for value in v.values]) for level in dict.fromkeys(v.values)}
@@ -185,6 +203,7 @@ def better_side(v: Varied, outcome: Array) -> tuple[NDArray[np.bool_], str]:
         left = numbers <= below
         size = min(int(left.sum()), int((~left).sum()))
         gap = float(outcome[left].mean() - outcome[~left].mean())
+        # Tuples are compared in order: enough runs on both sides first, then the largest difference.
         options.append((size >= least, abs(gap), gap, below, above))
     _, _, gap, below, above = max(options)
     left = numbers <= below
@@ -192,7 +211,8 @@ def better_side(v: Varied, outcome: Array) -> tuple[NDArray[np.bool_], str]:
 
 
 def bootstrap_interval(outcome: Array, better: NDArray[np.bool_]) -> tuple[float, float]:
-    """90 % percentile bootstrap interval of the difference of means, within the two sides."""
+    """Return the 90 % percentile bootstrap interval of the difference of means between the two sides."""
+    # A fixed seed: the same runs must always give the same interval.
     rng = np.random.default_rng(0)
     one, two = outcome[better], outcome[~better]
     means = [side[rng.integers(0, len(side), (_RESAMPLES, len(side)))].mean(axis=1) for side in (one, two)]
@@ -201,7 +221,10 @@ def bootstrap_interval(outcome: Array, better: NDArray[np.bool_]) -> tuple[float
 
 
 def _pearson(v: Varied, values: Array) -> float | None:
-    """Correlation of values over the runs that used the parameter, of logs where its scale is one."""
+    """Return the correlation over the runs in which the parameter had an effect; None if it is undefined.
+
+    Parameters on a log scale are correlated by their logarithm.
+    """
     if not v.numeric:
         return None
     used = np.array([x is not None for x in v.values])

@@ -1,1 +1,1 @@
-"""What is worth testing: proposals, their queue, paired tests, comparisons of checkpoints."""
+"""Choose and judge experiments: proposals, their queue, paired tests, comparisons of checkpoints."""

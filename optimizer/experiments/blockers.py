@@ -1,4 +1,4 @@
-"""What should be done before an experiment, as its result would say little else: from the audit of the data."""
+"""Name problems of the data set to fix before an experiment, since its result would otherwise say little."""
 
 from __future__ import annotations
 
@@ -8,30 +8,34 @@ from dataclasses import dataclass
 from schema.findings import DataAudit, Level
 from schema.parameters import Parameters, ParameterValue
 
+# Parameters whose effect depends on correct captions.
 _CAPTIONS = frozenset(
     ("keep_tokens", "shuffle_caption", "caption_dropout_rate", "caption_tag_dropout_rate", "text_encoder_lr")
 )
-_APPETITE = frozenset(("network_dim", "conv_dim", "max_train_epochs", "num_repeats"))
+# Parameters that raise capacity or exposure. Higher values only help if there are enough different pictures.
+_CAPACITY = frozenset(("network_dim", "conv_dim", "max_train_epochs", "num_repeats"))
 
 
 @dataclass(frozen=True)
 class _Need:
-    """A finding that spoils experiments on some parameters.
+    """Link a finding of the audit to the experiments that it spoils.
 
     Attributes:
-        names: the parameters.
-        rising: only where one of them rises, or is switched on.
+        check: Check of the audit.
+        names: Parameters whose experiments it spoils.
+        text: What the data set needs first.
+        rising: Applies only if one of the parameters increases or is switched on.
     """
 
     check: str
     names: frozenset[str]
-    words: str
+    text: str
     rising: bool = False
 
 
 _NEEDS = (
-    _Need("few_pictures", _APPETITE, "needs more pictures", rising=True),
-    _Need("duplicates", _APPETITE, "needs different pictures", rising=True),
+    _Need("few_pictures", _CAPACITY, "needs more pictures", rising=True),
+    _Need("duplicates", _CAPACITY, "needs different pictures", rising=True),
     _Need("caption_mismatch", _CAPTIONS, "needs true captions"),
     _Need("shared_code", _CAPTIONS, "needs one hex code a feature"),
     _Need("equal_captions", _CAPTIONS, "needs captions that differ"),
@@ -42,16 +46,16 @@ _NEEDS = (
 
 
 def blockers(change: Parameters, before: Mapping[str, ParameterValue], audit: DataAudit | None) -> tuple[str, ...]:
-    """What stands against a change, each as 'needs more pictures: 12 pictures are few'.
+    """Return what to fix before a change, each as 'needs more pictures: 12 pictures are few'.
 
     Args:
-        change: parameters with their new values.
-        before: the setting that is changed.
-        audit: of the data set; None where there is none.
+        change: Parameters with their new values.
+        before: The setting to change.
+        audit: Audit of the data set; None if there is none.
     """
     found = {f.check: f for f in (audit.findings if audit is not None else ())}
     return tuple(
-        f"{need.words}: {found[need.check].sentence}"
+        f"{need.text}: {found[need.check].sentence}"
         for need in _NEEDS
         if need.check in found
         and (found[need.check].level is not Level.NOTE or need.check == "sided_tags")

@@ -1,4 +1,4 @@
-"""Two checkpoints on the same prompts and seeds: which is better, by measures or by a person's blind votes."""
+"""Compare two checkpoints on the same prompts and seeds, by measures or by a person's blind votes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from scipy.stats import beta, binom
 from schema.runs import PictureMetrics, PictureVote
 
 Checkpoint = tuple[uuid.UUID, int]
-"""Identity of a run, and an epoch of it."""
+"""Identity of a run, and the number of an epoch."""
 
 _LEVEL = 0.05
+"""Largest p-value that counts as a difference; intervals hold 95 %. The usual level."""
 _OTHER = {"first": "second", "second": "first", "tie": "tie"}
 _MEASURES = ("overall", "colour", "style", "background_accuracy", "hair_accuracy", "crown_accuracy", "pixel_art_purity")
 
 
 @dataclass(frozen=True)
 class PairedMeasure:
-    """How much better the second of two checkpoints is by one measure, picture by picture.
+    """Hold how much better the second of two checkpoints is by one measure, compared picture by picture.
 
     Attributes:
-        n: pictures of which both have the measure.
-        effect: median of the differences' pairwise means (Hodges and Lehmann 1963), points.
-        low, high: exact 95 % interval of it by signed ranks; infinite below six pictures.
-        p_value: exact two-sided Wilcoxon signed-rank test; of equal sizes with mean ranks, rounded to the safe side.
-        wins, losses: pictures on which the second is better, and worse.
+        measure: Name of the measure.
+        n: Pictures for which both checkpoints have the measure.
+        effect: Median of the pairwise means of the differences (Hodges and Lehmann 1963), in points.
+        low, high: Exact 95 % interval of the effect by signed ranks; infinite below six pictures.
+        p_value: Exact two-sided Wilcoxon signed-rank test. Ties get mean ranks, rounded to the conservative side.
+        wins, losses: Pictures on which the second checkpoint is better, and worse.
     """
 
     measure: str
@@ -44,17 +46,18 @@ class PairedMeasure:
 
     @property
     def better(self) -> str | None:
-        """Which is better beyond chance: first, second, or None."""
+        """Return the significantly better checkpoint: ``first``, ``second`` or None."""
         if self.p_value > _LEVEL:
             return None
         return "second" if self.effect > 0 else "first"
 
 
 def compare_measures(first: Sequence[PictureMetrics], second: Sequence[PictureMetrics]) -> list[PairedMeasure]:
-    """Each main measure over the pictures, `overall` first: that one is the verdict, the others say why.
+    """Compare each main measure over the pictures. `overall` comes first and decides; the others explain it.
 
     Args:
-        first, second: measurements of the same prompts and seeds in the same order.
+        first: Measurements of the first checkpoint.
+        second: Measurements of the second one, of the same prompts and seeds in the same order.
     """
     found = []
     for name in _MEASURES:
@@ -70,10 +73,12 @@ def _signed_ranks(name: str, differences: NDArray[np.float64]) -> PairedMeasure:
     upper = np.triu_indices(n)
     walsh = np.sort((differences[upper[0]] + differences[upper[1]]) / 2)
     chances = _rank_sums(n)
-    # The number of positive Walsh averages is the signed-rank sum; zeros count for the side that claims less.
+    # The number of positive Walsh averages is the signed-rank sum. Zeros count for the side with the weaker claim.
     positive, negative = int((walsh > 0).sum()), int((walsh < 0).sum())
     p = min(1.0, 2 * float(chances[: len(walsh) - max(positive, negative) + 1].sum()))
-    below = int(np.searchsorted(np.cumsum(chances), _LEVEL / 2, side="right"))  # sums of at most 2.5 % together
+    below = int(
+        np.searchsorted(np.cumsum(chances), _LEVEL / 2, side="right")
+    )  # smallest sums with a probability of at most 2.5 % together
     low, high = (walsh[below - 1], walsh[-below]) if below else (-math.inf, math.inf)
     return PairedMeasure(
         name, n, float(np.median(walsh)), float(low), float(high), p, int((differences > 0).sum()),
@@ -82,7 +87,10 @@ def _signed_ranks(name: str, differences: NDArray[np.float64]) -> PairedMeasure:
 
 
 def _rank_sums(n: int) -> NDArray[np.float64]:
-    """Chance of each sum of a random half of the ranks 1..n: shape (n (n + 1) / 2 + 1,)."""
+    """Return the probability of each signed-rank sum of the ranks 1..n, shape (n (n + 1) / 2 + 1,).
+
+    Each rank is in the sum with a probability of one half, so the distribution is built rank by rank.
+    """
     chances = np.ones(1)
     for rank in range(1, n + 1):
         chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
@@ -91,13 +99,13 @@ def _rank_sums(n: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class VoteCount:
-    """A person's choices between two checkpoints.
+    """Hold the count of a person's votes between two checkpoints.
 
     Attributes:
-        first, second, ties: pictures.
-        share: of the decided choices that went to the second; nan without any.
-        low, high: exact 95 % interval of that (Clopper and Pearson 1934).
-        p_value: two-sided binomial test of no preference.
+        first, second, ties: Number of pictures with that vote.
+        share: Share of the second among the votes that are no ties; nan without any.
+        low, high: Exact 95 % interval of the share (Clopper and Pearson 1934).
+        p_value: Two-sided binomial test of no preference.
     """
 
     first: int
@@ -110,14 +118,14 @@ class VoteCount:
 
     @property
     def better(self) -> str | None:
-        """Which is preferred beyond chance: first, second, or None."""
+        """Return the significantly preferred checkpoint: ``first``, ``second`` or None."""
         if self.p_value > _LEVEL:
             return None
         return "second" if self.second > self.first else "first"
 
 
 def votes_between(votes: Sequence[PictureVote], first: Checkpoint, second: Checkpoint) -> list[PictureVote]:
-    """The newest vote on each picture between two checkpoints, told as if `first` had been named first."""
+    """Return the newest vote on each picture between two checkpoints, with `first` as the first one."""
     known = {}
     for vote in sorted(votes, key=lambda v: v.created_at):
         sides = (vote.run_uid, vote.epoch_number), (vote.other_run_uid, vote.other_epoch_number)
@@ -129,12 +137,13 @@ def votes_between(votes: Sequence[PictureVote], first: Checkpoint, second: Check
 
 
 def count_votes(votes: Sequence[PictureVote]) -> VoteCount:
-    """The verdict of the choices between two checkpoints; with two of them Bradley and Terry's model is the binomial.
+    """Count the votes between two checkpoints and test them for a preference.
 
-    Ties say that there is no difference to be seen, and are not counted for either.
+    For two checkpoints, Bradley and Terry's model is the binomial. Ties are counted for neither side.
     """
     first, second = (sum(v.choice == side for v in votes) for side in ("first", "second"))
     n = first + second
+    # Without a vote for one side, the bound is exact and beta.ppf undefined.
     low = float(beta.ppf(_LEVEL / 2, second, first + 1)) if second else 0.0
     high = float(beta.ppf(1 - _LEVEL / 2, second + 1, first)) if first else 1.0
     p = min(1.0, 2 * float(binom.cdf(min(first, second), n, 0.5)))

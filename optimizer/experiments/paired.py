@@ -1,4 +1,4 @@
-"""Paired experiments: one parameter changed, all else and the seed equal, pair by pair until the answer is clear."""
+"""Plan and judge paired tests: change one parameter, keep the rest and the seed, until the result is clear."""
 
 from __future__ import annotations
 
@@ -19,16 +19,24 @@ from schema.states import HypothesisState
 
 _FORM = re.compile(r"\s*(\w+)\s+(\S+)\s*->\s*(\S+)\s*")
 LEAST_PAIRS = 3
+"""Pairs before the first verdict. Chosen by hand: with two, Student's interval is too wide to decide anything."""
+
 MOST_PAIRS = 8
+"""Pairs before a test ends. They confirm 97 % of effects of three times the seed noise (benchmarks/RESULTS.md)."""
+
 _LEVEL = 0.05
-_LUCK = 3.0  # spreads
-WORTH = 1.0
-"""Quality points that a change must bring to be worth making."""
+"""Probability that the interval misses the true effect at any look. The usual level."""
+
+_NOISE_FACTOR = (
+    3.0  # standard deviations of seed noise; excluding a single point instead refuted only 18 % of no-effects
+)
+MIN_GAIN = 1.0
+"""Smallest gain worth having, in quality points. Chosen by hand: about the noise of a prompt suite."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One parameter from one value to another."""
+    """Change one parameter from one value to another."""
 
     name: str
     before: ParameterValue
@@ -36,14 +44,14 @@ class Change:
 
     def __str__(self) -> str:
         one, two = (str(v).lower() if isinstance(v, bool) else str(v) for v in (self.before, self.after))
-        return f"{self.name} {one} -> {two}"  # all digits, so that it reads back
+        return f"{self.name} {one} -> {two}"  # keeps all digits, so that `parse` gives the same change
 
     @classmethod
     def parse(cls, text: str) -> Change:
-        """Read ``keep_tokens 1 -> 3``.
+        """Parse a change such as ``keep_tokens 1 -> 3``.
 
         Raises:
-            ConfigError: another form, unknown parameter, bad value, or twice the same.
+            ConfigError: The text has another form, the parameter is unknown, or a value is bad or given twice.
         """
         match = _FORM.fullmatch(text)
         if match is None:
@@ -56,17 +64,17 @@ class Change:
         return change
 
     def side(self, value: ParameterValue) -> bool | None:
-        """False for the value before, True for that after, None for others."""
+        """Return False for the value before, True for the value after, None for others."""
         return value == self.after if value in (self.before, self.after) else None
 
     def pair(self, setting: Parameters) -> tuple[Parameters, Parameters]:
-        """The two settings of one pair."""
+        """Return the settings of the two arms: before and after the change."""
         return {**setting, self.name: self.before}, {**setting, self.name: self.after}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs that differ in the change alone, and how much better the changed one was (quality points)."""
+    """Hold the names of two runs that only differ in the change, and the gain of the changed one (quality points)."""
 
     before: str
     after: str
@@ -74,18 +82,18 @@ class Pair:
 
 
 def pairs_of(change: Change, history: Sequence[RunHistory], space: Space) -> list[Pair]:
-    """The pairs among past runs: all parameters equal, the seed too, but the change; one a setting."""
+    """Return the pairs among past runs that only differ in the change, one per setting and seed."""
     return pairs_across(change.name, change.before, change.side, history, space)
 
 
 def missing(change: Change, history: Sequence[RunHistory], space: Space, count: int) -> list[Parameters]:
-    """Full settings of the runs that make `count` more pairs, half by half.
+    """Return the full settings of the runs that complete `count` more pairs.
 
-    Halves that have run already come first, those of the best runs before others; then the best setting with further
-    seeds. Only settings as the campaign has them today are run: its fixed parameters, but for the one that is changed.
+    Past runs serve as arms where possible, best runs first. After these, the best setting is run with further seeds.
+    Only settings with the campaign's current fixed parameters are used, apart from the changed one.
 
     Raises:
-        ConfigError: a value lies outside its span or breaks a rule, or the change has no effect beside the others.
+        ConfigError: A value is out of range or breaks a rule, or the change has no effect in these settings.
     """
     if change.name in space.names:
         for value in (change.before, change.after):
@@ -98,27 +106,27 @@ def missing(change: Change, history: Sequence[RunHistory], space: Space, count: 
     for setting in _bases(change, history, space):
         if count == 0:
             break
-        halves = change.pair(setting)
-        key = _rest(change.name, change.before, setting, space)
+        arms = change.pair(setting)
+        key = _key_apart_from(change.name, change.before, setting, space)
         if key not in done:
-            _check_runnable(change, halves, space)
+            _check_runnable(change, arms, space)
             done.add(key)
             count -= 1
-            wanted += [half for half in halves if space.key(half) not in known]
+            wanted += [arm for arm in arms if space.key(arm) not in known]
     return wanted
 
 
-def _check_runnable(change: Change, halves: Sequence[Parameters], space: Space) -> None:
-    if broken := [text for half in halves for text in space.violations(half)]:
+def _check_runnable(change: Change, arms: Sequence[Parameters], space: Space) -> None:
+    if broken := [text for arm in arms for text in space.violations(arm)]:
         raise ConfigError(f"this experiment cannot run: {broken[0]}")
-    if space.key(halves[0]) == space.key(halves[1]):
+    if space.key(arms[0]) == space.key(arms[1]):
         raise ConfigError(
             f"{change.name} has no effect beside the other parameters of these runs: both halves would be the same"
         )
 
 
 def _bases(change: Change, history: Sequence[RunHistory], space: Space) -> Iterator[Parameters]:
-    """Settings to make pairs from: of past runs, the best first, then the best with seeds that it has not had."""
+    """Yield settings to make pairs from: past runs, best first, then the best setting with new seeds."""
     found: list[Parameters] = []
     for run in sorted(_unbiased(history), key=lambda h: -(best_quality(h) or 0.0)):
         setting = space.filled(run.run.all_parameters)
@@ -132,7 +140,7 @@ def _bases(change: Change, history: Sequence[RunHistory], space: Space) -> Itera
 
 
 def _with_effect(change: Change, settings: Sequence[Parameters], space: Space) -> Iterator[Parameters]:
-    """Those settings beside which the change is one."""
+    """Yield the settings in which the change has an effect."""
     for setting in settings:
         one, two = change.pair(setting)
         if space.key(one) != space.key(two):
@@ -140,7 +148,7 @@ def _with_effect(change: Change, settings: Sequence[Parameters], space: Space) -
 
 
 def _unbiased(history: Sequence[RunHistory]) -> list[RunHistory]:
-    """Runs that count as halves: one that was stopped early might have become better."""
+    """Return the runs that may be arms. A run that was stopped early might have become better, so it is left out."""
     return [h for h in informative(history) if h.run.outcome is not Outcome.STOPPED_EARLY]
 
 
@@ -151,17 +159,17 @@ def pairs_across(
     history: Sequence[RunHistory],
     space: Space,
 ) -> list[Pair]:
-    """The pairs of past runs that differ in one parameter and lie on both sides of something.
+    """Return pairs of past runs that only differ in one parameter, one run on each side.
 
-    A run that failed without a measurement has the quality 0; one that was stopped early counts for nothing, as it
-    might have become better.
+    A run that failed without a measurement counts with a quality of 0. Runs that were stopped early are left out,
+    since they might have become better.
 
     Args:
-        name: the parameter that may differ.
-        stand_in: any value of it.
-        after: which side a value lies on; None for values that count for nothing.
-        history: the runs, best of one base model and data set.
-        space: says what counts as the same training.
+        name: Parameter that may differ.
+        stand_in: Any value of it, which replaces it when settings are compared.
+        after: Returns whether a value is on the side after the change; None to leave it out.
+        history: Runs, preferably of one base model and data set.
+        space: Defines what counts as the same training.
     """
     return [
         Pair(a.run.run_name, b.run.run_name, (best_quality(b) or 0.0) - (best_quality(a) or 0.0))
@@ -177,31 +185,33 @@ def _sides(
     history: Sequence[RunHistory],
     space: Space,
 ) -> dict[str, tuple[RunHistory | None, RunHistory | None]]:
-    """By all other parameters, the first run on the one side and on the other."""
+    """Return the first run before and after the change, by all other parameters."""
     found: dict[str, tuple[RunHistory | None, RunHistory | None]] = {}
     for run in _unbiased(history):
         side = after(run.run.all_parameters.get(name))
         if side is None:
             continue
-        key = _rest(name, stand_in, run.run.all_parameters, space)
+        key = _key_apart_from(name, stand_in, run.run.all_parameters, space)
         one, two = found.get(key, (None, None))
+        # The first run on each side counts, so that later repeats do not change a verdict.
         found[key] = (one, two or run) if side else (one or run, two)
     return found
 
 
-def _rest(name: str, stand_in: ParameterValue, parameters: Parameters, space: Space) -> str:
+def _key_apart_from(name: str, stand_in: ParameterValue, parameters: Parameters, space: Space) -> str:
     return space.key({**parameters, name: stand_in})
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the pairs so far say.
+    """Hold the result of a paired test so far.
 
     Attributes:
-        state: running, confirmed (better by what noise does not make), refuted (no gain worth the change is
-            compatible with the pairs), or inconclusive after the last pair.
-        effect: mean difference, quality points; nan without a pair.
-        low, high: interval that holds the true effect with 95 %, whenever one looks.
+        state: Running; confirmed (the interval lies above 0); refuted (it excludes the smallest gain worth having);
+            or inconclusive after the last pair.
+        effect: Mean difference in quality points; nan without a pair.
+        low, high: Interval that contains the true effect with 95 % confidence over all looks together.
+        pairs: Number of pairs.
     """
 
     state: HypothesisState
@@ -211,16 +221,16 @@ class Verdict:
     pairs: int
 
 
-def verdict(differences: Sequence[float], worth: float = WORTH, most: int = MOST_PAIRS) -> Verdict:
-    """Judge a change by the differences (after less before) of its pairs, after each of them.
+def verdict(differences: Sequence[float], worth: float = MIN_GAIN, most: int = MOST_PAIRS) -> Verdict:
+    """Judge a change by the differences (after minus before) of its pairs.
 
-    Student intervals; as one looks after every pair from the third on, each look has its share of the 5 % (Bonferroni),
-    so that the interval holds over all looks together.
+    The interval is Student's. The test may be judged after every pair from the third on, so each look gets an equal
+    share of the 5 % (Bonferroni), and the interval holds over all looks together.
 
     Args:
-        differences: quality points, one a pair, in the order in which they were run.
-        worth: gain that must be excluded to refute the change.
-        most: pairs after which it ends.
+        differences: Quality points, one per pair, in the order of the runs.
+        worth: Smallest gain worth having. The change is refuted once a gain this large is ruled out.
+        most: Number of pairs after which the test ends.
     """
     n = len(differences)
     if n < 2:
@@ -228,6 +238,7 @@ def verdict(differences: Sequence[float], worth: float = WORTH, most: int = MOST
         return Verdict(HypothesisState.RUNNING, effect, -math.inf, math.inf, n)
     looks = max(most - LEAST_PAIRS + 1, 1)
     effect = float(np.mean(differences))
+    # Differences of pairs, not of all runs: the shared seed removes the noise that both arms have in common.
     error = float(np.std(differences, ddof=1)) / math.sqrt(n)
     reach = float(student.ppf(1 - _LEVEL / looks / 2, n - 1)) * error
     low, high = effect - reach, effect + reach
@@ -240,28 +251,30 @@ def verdict(differences: Sequence[float], worth: float = WORTH, most: int = MOST
 
 
 def verdict_on(change: Change, history: Sequence[RunHistory], space: Space, worth: float) -> Verdict:
-    """What the pairs among past runs say of a change; see `verdict`."""
+    """Judge a change by the pairs among past runs; see `verdict`."""
     return verdict([pair.difference for pair in pairs_of(change, history, space)], worth)
 
 
 def worth_of(noise: float) -> float:
-    """Gain (quality points) that a change is refuted for lacking: what the luck of a seed hardly ever brings.
+    """Return the smallest gain worth having, in quality points: 3 times the noise of a seed, at least 1 point.
 
     Args:
-        noise: standard deviation of quality between runs that differ by the seed alone.
+        noise: Standard deviation of quality between runs that only differ in the seed.
     """
-    return max(WORTH, _LUCK * noise)
+    return max(MIN_GAIN, _NOISE_FACTOR * noise)
 
 
 def pairs_needed(effect: float, noise: float, most: int = MOST_PAIRS) -> int | None:
-    """Fewest pairs after which an effect is likely (a half or more) to be told from none; None: more than `most`.
+    """Return the fewest pairs that detect an effect with a probability of at least one half; None if above `most`.
 
     Args:
-        effect: quality points that are expected.
-        noise: standard deviation of quality between runs that differ by the seed alone.
+        effect: Expected effect in quality points.
+        noise: Standard deviation of quality between runs that only differ in the seed.
+        most: Number of pairs after which the test ends.
     """
     looks = max(most - LEAST_PAIRS + 1, 1)
     for n in range(LEAST_PAIRS, most + 1):
+        # The difference of two runs has twice the variance of one.
         if student.ppf(1 - _LEVEL / looks / 2, n - 1) * noise * math.sqrt(2 / n) <= abs(effect):
             return n
     return None

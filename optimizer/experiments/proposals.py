@@ -1,4 +1,4 @@
-"""What to try next: few changes against the best run, ranked by what they may gain."""
+"""Propose the next experiments: small changes to the best run, ranked by expected improvement."""
 
 from __future__ import annotations
 
@@ -26,12 +26,26 @@ from schema.parameters import Parameters, ParameterValue
 from schema.runs import RunHistory
 
 _NAMESPACE = uuid.UUID("0b8f6c6e-3d0c-4a53-9a55-2f1a0d2f7b11")
+"""Never change this: experiments are recognised by identities derived from it."""
+
 _GRID = 9
+"""Values to try along each parameter's axis. Chosen by hand: each eighth of the range."""
+
 _STEPS = (-0.3, -0.15, 0.15, 0.3)
+"""Steps from the best run to try as well, in shares of the range. Chosen by hand."""
+
 _PAIRED = 12
-_LEAST_STEP = 0.03  # of a parameter's span: less is no experiment
-_MOST_RISK = 0.6
+"""Best single changes to combine in pairs: at most 66 pairs, since each one has to be predicted. Chosen by hand."""
+
+_MIN_STEP = 0.03  # share of a parameter's range; a smaller change is no experiment; chosen by hand
+_CATEGORY_GRID = 64
+"""Points along the axis of a categorical parameter, which find every category of up to 64."""
+
+_MAX_RISK = 0.6
+"""Risk of failure above which nothing is proposed. Chosen by hand."""
+
 _DIGITS = 2
+"""Significant digits of proposed numbers. A person would write 0.0003, not 0.000297."""
 
 
 @dataclass(frozen=True)
@@ -50,29 +64,31 @@ def next_experiments(
     count: int = 3,
     audit: DataAudit | None = None,
 ) -> tuple[Hypothesis, ...]:
-    """The experiments of highest expected gain: one or two parameters changed against the best run.
+    """Return the experiments of highest expected improvement, best first.
 
-    Candidates are neighbours of the best run and the values a grid over each parameter offers, singly and
-    in pairs of the most promising; those that break a rule, repeat a run, are likely to fail, or go where an ill run
-    is nearer than the healthy ones are left out.
+    Each changes one or two parameters of the best run. Candidates are small steps and the values of a grid, alone and
+    in pairs of the most promising ones. Left out are candidates that break a rule, repeat a run, are likely to fail,
+    or are closer to a bad run than to the healthy ones.
+
     The same experiment has the same identity each time it is proposed.
 
     Args:
-        history: the campaign's runs; there is nothing to propose before the first was measured.
-        space: what may be changed.
-        surrogate: fitted to what is known.
-        campaign: name of the campaign.
-        now: time of the proposal.
-        count: how many at most, each changing another set of parameters if there are enough.
-        audit: of the data set; says what should be done before an experiment.
+        history: Runs of the campaign. Nothing is proposed before one was measured.
+        space: Search space.
+        surrogate: Model fitted to past runs.
+        campaign: Name of the campaign.
+        now: Time of the proposal.
+        count: Most experiments to return. They change different sets of parameters if there are enough.
+        audit: Audit of the data set, which may name problems to fix before an experiment.
     """
     best = best_own(history, space)
     if best is None or best_quality(best) is None:
         return ()
-    base = _within(space, best.run.all_parameters)
+    base = _moved_inside(space, best.run.all_parameters)
     known = {space.key(h.run.all_parameters) for h in informative(history)}
     limits = _limits(history, space)
-    steps = (change for change in _single_changes(space, base) if _harmless(change, limits, space))
+    steps = (change for change in _single_changes(space, base) if _within_limits(change, limits, space))
+    # Pairs are only built from the best single changes, since all pairs would be too many to predict.
     singles = _ranked(steps, base, known, space, surrogate, best_quality(best) or 0.0)
     pairs = _ranked(_pairs(singles), base, known, space, surrogate, best_quality(best) or 0.0)
     chosen = _diverse(sorted(singles + pairs, key=lambda c: -c.gain), count)
@@ -87,14 +103,14 @@ def costed(
     num_images: int | None,
     audit: DataAudit | None,
 ) -> Hypothesis:
-    """An experiment with the hours that it takes and with what should be done first.
+    """Return an experiment with its expected hours and the problems to fix first.
 
     Args:
-        hypothesis: the experiment.
-        before: the setting that it changes.
-        history: runs on the same base model.
-        num_images: of the data set.
-        audit: of the data set.
+        hypothesis: The experiment.
+        before: The setting that it changes.
+        history: Runs on the same base model.
+        num_images: Number of pictures in the data set; None if unknown.
+        audit: Audit of the data set; None if there is none.
     """
     return hypothesis.changed(
         gpu_hours=expected_hours(hypothesis.parameters, history, num_images),
@@ -103,17 +119,20 @@ def costed(
 
 
 def best_own(history: Sequence[RunHistory], space: Space) -> RunHistory | None:
-    """The best run that has what the campaign fixes, as every proposal will; it alone can be compared with."""
+    """Return the best run with the campaign's fixed parameters; None without any.
+
+    Every proposal has these parameters, so only such a run can be compared with it.
+    """
     return best_run(h for h in history if space.is_own(h.run.all_parameters))
 
 
 def identity_of(campaign: str, searched: Parameters) -> uuid.UUID:
-    """Identity of an experiment: the same each time it is proposed."""
+    """Return the identity of an experiment, the same each time it is proposed."""
     return uuid.uuid5(_NAMESPACE, json.dumps([campaign, sorted(searched.items())]))
 
 
-def _within(space: Space, parameters: Parameters) -> Parameters:
-    """The searched parameters of a run, moved into today's space where they lie outside."""
+def _moved_inside(space: Space, parameters: Parameters) -> Parameters:
+    """Return the searched parameters of a run, moved into the current space where they lie outside."""
     unit = np.array([space.unit(name, parameters.get(name)) for name in space.names])
     inside = space.at(unit)
     own = space.searched(parameters)
@@ -125,17 +144,17 @@ def _single_changes(space: Space, base: Parameters) -> Iterator[Parameters]:
         here = space.unit(name, base[name])
         grid = [float(u) for u in np.linspace(0, 1, _GRID)] + [here + step for step in _STEPS if 0 <= here + step <= 1]
         if not numeric(space.distributions[name]):
-            grid = [(k + 0.5) / 64 for k in range(64)]  # finds every category of up to 64
+            grid = [(k + 0.5) / _CATEGORY_GRID for k in range(_CATEGORY_GRID)]
         for value in dict.fromkeys(_round(space, name, space.at(_unit(space, base, i, u))[name]) for u in grid):
-            small = numeric(space.distributions[name]) and abs(space.unit(name, value) - here) < _LEAST_STEP
+            small = numeric(space.distributions[name]) and abs(space.unit(name, value) - here) < _MIN_STEP
             if value != base[name] and not small:
                 yield {name: value}
 
 
 def _limits(history: Sequence[RunHistory], space: Space) -> dict[str, tuple[float, float]]:
-    """How far each searched number may go, on its axis: half the way from healthy runs to the next ill one.
+    """Return how far each searched number may go on its axis: half the way from healthy runs to the next bad run.
 
-    An ill run counts against the parameter alone in which it departs farthest from the healthy ones.
+    A bad run only counts against the parameter in which it differs most from the healthy runs.
     """
     runs = informative(history)
     healthy = Healthy.of(runs)
@@ -157,8 +176,8 @@ def _limits(history: Sequence[RunHistory], space: Space) -> dict[str, tuple[floa
     return limits
 
 
-def _harmless(change: Parameters, limits: dict[str, tuple[float, float]], space: Space) -> bool:
-    """Whether no changed number goes where an ill run is nearer than the healthy ones."""
+def _within_limits(change: Parameters, limits: dict[str, tuple[float, float]], space: Space) -> bool:
+    """Return whether every changed number is closer to the healthy runs than to a bad run."""
     return all(
         limits[name][0] <= space.unit(name, value) <= limits[name][1]
         for name, value in change.items()
@@ -173,7 +192,7 @@ def _unit(space: Space, base: Parameters, index: int, value: float) -> NDArray[n
 
 
 def _round(space: Space, name: str, value: ParameterValue) -> ParameterValue:
-    """A number a person would type, if it still lies inside the space."""
+    """Return a number rounded to two significant digits, if it stays inside the space."""
     if isinstance(value, bool) or not isinstance(value, float) or value == 0 or space.problems({name: value}):
         return value
     short = round(value, _DIGITS - 1 - math.floor(math.log10(abs(value))))
@@ -189,7 +208,7 @@ def _pairs(singles: Sequence[_Candidate]) -> Iterator[Parameters]:
 def _ranked(
     changes: Iterator[Parameters], base: Parameters, known: set[str], space: Space, surrogate: Surrogate, best: float
 ) -> list[_Candidate]:
-    """Candidates that may run, by expected improvement times the chance not to fail, best first."""
+    """Return the candidates that may run, by expected improvement times the probability of no failure, best first."""
     kept: list[tuple[Parameters, Parameters]] = []
     for change in changes:
         full = space.complete(base | change)
@@ -202,7 +221,7 @@ def _ranked(
     risk = surrogate.risks(x)
     z = (mean - best) / sd
     improvement = (mean - best) * norm.cdf(z) + sd * norm.pdf(z)  # Jones et al., 1998
-    gains = np.where(risk > _MOST_RISK, 0.0, improvement * (1 - risk))
+    gains = np.where(risk > _MAX_RISK, 0.0, improvement * (1 - risk))
     found = [
         _Candidate(base | change, change, float(gain))
         for (change, _), gain in zip(kept, gains, strict=True)
@@ -212,9 +231,9 @@ def _ranked(
 
 
 def _diverse(candidates: Sequence[_Candidate], count: int) -> list[_Candidate]:
-    """The best that each change something else, then the next best.
+    """Return the best candidates that change different sets of parameters, then the next best.
 
-    One that only adds to a change already chosen comes later: the smaller step is tried first.
+    A candidate that only adds to a chosen change comes later, so that the smaller step is tried first.
     """
     chosen: list[_Candidate] = []
     for candidate in candidates:

@@ -1,4 +1,4 @@
-"""The life of a hypothesis: proposed -> queued -> running -> confirmed | refuted | inconclusive."""
+"""Manage hypotheses: proposed -> queued -> running -> confirmed | refuted | inconclusive."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from schema.parameters import Parameters
 from schema.runs import RunHistory
 from schema.states import HypothesisState
 
-_NOISE = 1.0  # quality points between runs that differ by the seed alone, where none were repeated
-_CLEAR = 2.0  # spreads of a difference that noise hardly makes
+_NOISE = 1.0  # assumed standard deviation of seed noise in quality points, if no setting was repeated
+_CLEAR = 2.0  # standard deviations of a difference that noise hardly ever makes; chosen by hand
 WAITING = (HypothesisState.QUEUED, HypothesisState.RUNNING)
 
 
 def queue_of(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
-    """What waits to be run, the first first."""
+    """Return the queued hypotheses in the order of their runs."""
     return sorted((h for h in hypotheses if h.state == HypothesisState.QUEUED), key=lambda h: (h.priority, str(h.uid)))
 
 
 def with_queue(hypotheses: Sequence[Hypothesis], queue: Sequence[Hypothesis]) -> list[Hypothesis]:
-    """All hypotheses with a queue in a new order; what left it is proposed again, if it was a proposal of ours."""
+    """Return all hypotheses with `queue` as the new queue. Those no longer in it become proposals again."""
     waiting = {h.uid for h in queue}
     others = [
         h.changed(state=HypothesisState.PROPOSED) if h.state == HypothesisState.QUEUED else h
@@ -41,10 +41,10 @@ def with_queue(hypotheses: Sequence[Hypothesis], queue: Sequence[Hypothesis]) ->
 
 
 def reordered(queue: Sequence[Hypothesis], place: int, to: int) -> list[Hypothesis]:
-    """The queue with one experiment moved; places count from 1.
+    """Return the queue with one experiment moved. Places count from 1.
 
     Raises:
-        NotFoundError: there is no such place.
+        NotFoundError: The queue has no such place.
     """
     for wanted in (place, to):
         if not 1 <= wanted <= len(queue):
@@ -57,10 +57,12 @@ def reordered(queue: Sequence[Hypothesis], place: int, to: int) -> list[Hypothes
 def by_hand(
     change: Parameters, history: Sequence[RunHistory], space: Space, expected: Prediction, campaign: str, now: datetime
 ) -> Hypothesis:
-    """An experiment that a user asks for: parameters changed against the best run, or against the space's middle.
+    """Return an experiment that a user asks for, as a change to the best run.
+
+    Without a best run, the change is to the setting that a search starts with (`Space.likely`).
 
     Raises:
-        ConfigError: a parameter is not searched, lies outside the space, or breaks a hard rule.
+        ConfigError: A parameter is not searched, is out of range, or breaks a hard rule.
     """
     full, base = setting_of(change, history, space)
     best = best_own(history, space)
@@ -75,10 +77,10 @@ def by_hand(
 
 
 def setting_of(change: Parameters, history: Sequence[RunHistory], space: Space) -> tuple[Parameters, str]:
-    """The full setting of a change, and what it is changed against.
+    """Return the full setting of a change, and the name of what it changes.
 
     Raises:
-        ConfigError: as `by_hand`.
+        ConfigError: As `by_hand`.
     """
     best = best_own(history, space)
     against = space.searched(best.run.all_parameters) if best is not None else space.likely()
@@ -91,12 +93,12 @@ def setting_of(change: Parameters, history: Sequence[RunHistory], space: Space) 
 
 
 def started(hypotheses: Sequence[Hypothesis], parameters: Parameters, space: Space) -> list[Hypothesis]:
-    """Hypotheses as they are once a setting runs."""
+    """Return all hypotheses, with those queued for this setting marked as running."""
     return [h.changed(state=HypothesisState.RUNNING) if _queued(h, parameters, space) else h for h in hypotheses]
 
 
 def refused(hypotheses: Sequence[Hypothesis], parameters: Parameters, space: Space, reason: str) -> list[Hypothesis]:
-    """Hypotheses as they are once the gate has refused a setting: it leaves the queue, and says why."""
+    """Return all hypotheses, with those queued for a setting that the gate refused marked as inconclusive."""
     return [
         h.changed(state=HypothesisState.INCONCLUSIVE, rationale=f"{h.rationale}; the gate refused it: {reason}")
         if _queued(h, parameters, space)
@@ -112,16 +114,17 @@ def _queued(hypothesis: Hypothesis, parameters: Parameters, space: Space) -> boo
 
 
 def settled(hypotheses: Sequence[Hypothesis], history: Sequence[RunHistory], space: Space) -> list[Hypothesis]:
-    """Hypotheses that wait, with the verdict of the runs that have their setting.
+    """Return all hypotheses, with a verdict on those whose setting was run.
 
-    A hypothesis promises `gain` over the best run there was when it was proposed. It is confirmed where its runs are
-    better than that by more than noise makes two runs differ, refuted where they are not better at all or failed, and
-    else inconclusive. The noise is that of runs of one setting with several seeds, where there are any.
+    A hypothesis promises `gain` over the best run at the time of its proposal. It is confirmed if its runs beat that
+    run by more than noise makes two runs differ, refuted if they failed or are not better at all, and otherwise
+    inconclusive. The noise comes from repeated settings, see `noise`.
     """
     return [_settle(h, history, space) if h.state in WAITING else h for h in hypotheses]
 
 
 def _settle(hypothesis: Hypothesis, history: Sequence[RunHistory], space: Space) -> Hypothesis:
+    # A run that ended before the proposal was part of the evidence for it, so it cannot test it.
     ended = [h for h in informative(history) if h.run.finished_at is None or h.run.finished_at >= hypothesis.created_at]
     wanted = space.key({**hypothesis.parameters, "seed": None})
     mine = [h for h in ended if space.key({**h.run.all_parameters, "seed": None}) == wanted]
@@ -129,18 +132,24 @@ def _settle(hypothesis: Hypothesis, history: Sequence[RunHistory], space: Space)
         return hypothesis
     before = hypothesis.expected.quality - hypothesis.gain
     difference = float(np.mean([best_quality(h) or 0.0 for h in mine])) - before
+    # The best run is a single run, and ours is a mean of n: their variances add up.
     spread = noise(history, space) * float(np.sqrt(1 + 1 / len(mine)))
     if any(failed(h, space.failed_quality) for h in mine) or difference <= 0:
         state = HypothesisState.REFUTED
     else:
         state = HypothesisState.CONFIRMED if difference > _CLEAR * spread else HypothesisState.INCONCLUSIVE
     runs = ", ".join(h.run.run_name for h in mine)
-    told = f"{hypothesis.rationale}; {state} by {runs}: {difference:+.1f} against {before:.1f} (noise {spread:.1f})"
-    return hypothesis.changed(state=state, rationale=told)
+    rationale = (
+        f"{hypothesis.rationale}; {state} by {runs}: {difference:+.1f} against {before:.1f} (noise {spread:.1f})"
+    )
+    return hypothesis.changed(state=state, rationale=rationale)
 
 
 def noise(history: Sequence[RunHistory], space: Space) -> float:
-    """Standard deviation of quality between runs that differ by the seed alone; one point where none were repeated."""
+    """Return the standard deviation of quality between runs that only differ in the seed; 1 if none were repeated.
+
+    It is at least half a point, since a few equal runs do not prove that there is no noise.
+    """
     same: dict[str, list[float]] = {}
     for run in informative(history):
         key = json.dumps(space.key({**run.run.all_parameters, "seed": None}))
@@ -153,5 +162,5 @@ def noise(history: Sequence[RunHistory], space: Space) -> float:
 
 
 def known(hypotheses: Sequence[Hypothesis]) -> set[uuid.UUID]:
-    """Those that are no mere proposals any more: proposing them again must not undo that."""
+    """Return the identities of hypotheses that are past the proposal. Proposing them again must not reset them."""
     return {h.uid for h in hypotheses if h.state != HypothesisState.PROPOSED}

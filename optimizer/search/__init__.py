@@ -1,1 +1,1 @@
-"""What to run next, and whether to run it: space, study, surrogate, gate."""
+"""Choose what to run next, and whether to run it: space, study, surrogate, gate."""

@@ -1,4 +1,4 @@
-"""Groups of runs that failed together: one-sided regions of a parameter in which nothing worked."""
+"""Find regions of the space in which every run failed: one side of a number, or one category."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ from schema.runs import RunHistory
 _TOO_MUCH = frozenset(
     ("learning_rate", "unet_lr", "text_encoder_lr", "network_dim", "network_alpha", "conv_dim", "train_batch_size")
 )
-"""Parameters of which too much is known to break a training; two failures are a hint here, elsewhere chance."""
+"""Parameters known to break training when too high. For these, two failures are a hint; elsewhere, chance."""
 
-_LEAST = 2
+_MIN_RUNS = 2
+"""Fewest runs in a failure region: a single failed run does not show that its neighbours fail."""
+
 _CHANCE = 0.1
+"""Largest probability of chance for the parameters above. Chosen by hand: a wrong refusal costs one setting."""
+
 _CHANCE_ELSEWHERE = 0.05
+"""The usual level for all other parameters, divided by the number of regions that could be found (Bonferroni)."""
 
 
 @dataclass(frozen=True)
-class DeadRegion:
-    """Values of one parameter with which every run failed."""
+class FailureRegion:
+    """Describe a region of one parameter in which every run failed."""
 
     name: str
     condition: str
@@ -34,26 +39,27 @@ class DeadRegion:
     worked: str
 
     def reason(self) -> str:
-        """The evidence as a sentence without its full stop: '3 of 3 runs with network_dim >= 64 failed: ...'."""
+        """Return the evidence as a sentence without its full stop: '3 of 3 runs with network_dim >= 64 failed: ...'."""
         ends = ", ".join(end for end, _ in Counter(_how(run) for run in self.runs).most_common())
         n = len(self.runs)
         return f"{n} of {n} runs with {self.name} {self.condition} failed: {ends}; {self.worked}"
 
 
 def _how(run: RunHistory) -> str:
-    """How a run failed, without the figure, so that equal failures can be counted."""
+    """Return how a run failed, without numbers, so that equal failures can be counted."""
     return "low quality" if how_it_ended(run).startswith("quality") else how_it_ended(run)
 
 
-def dead_region(
+def failure_region(
     parameters: Mapping[str, ParameterValue], history: Sequence[RunHistory], space: Space
-) -> DeadRegion | None:
-    """The dead region with most runs that a setting lies in, if there is one that chance hardly explains.
+) -> FailureRegion | None:
+    """Return the failure region with the most runs that contains a setting; None if chance could explain all of them.
 
-    Chance: the probability (hypergeometric) that the region's runs all fail, were the failures spread
-    over all runs at random; corrected for the number of regions unless the parameter is known for it.
+    The probability of chance is hypergeometric: that all runs of the region fail if the failures are spread over all
+    runs at random. It is corrected for the number of regions, except for parameters known to break training.
     """
     runs = informative(history)
+    # Parameters without effect are None, so that no region blames them.
     used = [space.active(h.run.all_parameters) for h in runs]
     fails = [failed(h, space.failed_quality) for h in runs]
     wanted = space.active(parameters)
@@ -68,14 +74,15 @@ def _regions(
     runs: Sequence[RunHistory],
     fails: Sequence[bool],
     space: Space,
-) -> Iterator[DeadRegion]:
+) -> Iterator[FailureRegion]:
     if value is None:
         return
     known = [(p[name], run, bad) for p, run, bad in zip(used, runs, fails, strict=True) if p[name] is not None]
+    # Above the highest and below the lowest value that worked. Categories have no order.
     sides = (1, -1) if numeric(space.distributions[name]) else (0,)
     for side in sides:
         region = _tail(name, value, known, side) if side else _category(name, value, known)
-        if region is None or len(region.runs) < _LEAST:
+        if region is None or len(region.runs) < _MIN_RUNS:
             continue
         chance = comb(sum(fails), len(region.runs)) / comb(len(runs), len(region.runs))
         expected = name in _TOO_MUCH and side > 0
@@ -86,10 +93,11 @@ def _regions(
 Known = Sequence[tuple[ParameterValue, RunHistory, bool]]
 
 
-def _tail(name: str, value: ParameterValue, known: Known, side: int) -> DeadRegion | None:
-    """The failed runs beyond the last value that worked, if `value` lies among or beyond them."""
+def _tail(name: str, value: ParameterValue, known: Known, side: int) -> FailureRegion | None:
+    """Return the runs beyond the last value that worked, if `value` lies among or beyond them; else None."""
     numbers = [(float(v), run, bad) for v, run, bad in known if isinstance(v, int | float)]
     working = [side * v for v, _, bad in numbers if not bad]
+    # If no run worked, every value lies beyond the last one that did, which says nothing about this parameter.
     if not working or not isinstance(value, int | float):
         return None
     limit = max(working)
@@ -98,7 +106,7 @@ def _tail(name: str, value: ParameterValue, known: Known, side: int) -> DeadRegi
         return None
     first = side * min(side * v for v, _ in beyond)
     extreme = "highest" if side > 0 else "lowest"
-    return DeadRegion(
+    return FailureRegion(
         name,
         f"{'>=' if side > 0 else '<='} {text_of(first)}",
         tuple(run for _, run in beyond),
@@ -106,12 +114,12 @@ def _tail(name: str, value: ParameterValue, known: Known, side: int) -> DeadRegi
     )
 
 
-def _category(name: str, value: ParameterValue, known: Known) -> DeadRegion | None:
+def _category(name: str, value: ParameterValue, known: Known) -> FailureRegion | None:
     here = [(run, bad) for v, run, bad in known if v == value]
     good = sum(not bad for v, _, bad in known if v != value)
     if not here or not all(bad for _, bad in here):
         return None
     others = len(known) - len(here)
-    return DeadRegion(
+    return FailureRegion(
         name, f"= {text_of(value)}", tuple(run for run, _ in here), f"{good} of {others} runs without it worked"
     )

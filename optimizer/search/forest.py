@@ -1,7 +1,7 @@
-"""Bagged trees (Breiman, 1996) that answer for one point in a fraction of a millisecond.
+"""Predict with bagged trees (Breiman, 1996) in a fraction of a millisecond per point.
 
-Scikit-learn grows the trees one by one; here they lie in plain arrays. Its own forest would take longer over
-its housekeeping than a whole judgement may take.
+Scikit-learn grows the trees; we store them in plain arrays. With 40 trees, the predict method of its own forest took
+18 ms for one point and ours 0.15 ms (docs/decisions/gaussian-process.md).
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 _TREES = 40
-_LEAF = 2
+"""Chosen by hand: more trees make smoother predictions and slower fits."""
+
+_MIN_LEAF = 2
+"""Fewest samples in a leaf. Chosen by hand: a leaf of one run would repeat that run's noise."""
 
 
 @dataclass(frozen=True)
 class Forest:
-    """Trees side by side, shape (trees, nodes); node 0 is a root, a leaf is its own child."""
+    """Hold trees as arrays of shape (trees, nodes). Node 0 is the root, and a leaf is its own child."""
 
     feature: Indices
     threshold: Array
@@ -31,29 +34,31 @@ class Forest:
     right: Indices
     value: Array
     depth: int
-    left_out: Array  # (n,), each point's answer by the trees that did not see it
+    left_out: Array  # (n,), out-of-bag prediction: by the trees that did not see the point
 
     @classmethod
     def fit(cls, x: Array, y: Array, weight: Array) -> Forest:
-        """Grow a forest.
+        """Grow a forest. The same data gives the same forest.
 
         Args:
-            x: shape (n, d).
-            y: shape (n,); 0 and 1 for two classes, then the answer is the second one's share.
-            weight: shape (n,), how much a point counts.
+            x: Points, shape (n, d).
+            y: Targets, shape (n,). With 0 and 1 for two classes, predictions are the share of class 1.
+            weight: Weight of each point, shape (n,).
         """
+        # Fixed seeds: the same history must always give the same decision.
         rng = np.random.default_rng(0)
         point = np.ascontiguousarray(x, dtype=np.float32)
         trees: list[Any] = []
         unseen = np.zeros((_TREES, len(x)), dtype=bool)
-        chance = np.random.RandomState(0)  # one for all trees: to make one costs as much as to grow a tree
+        chance = np.random.RandomState(0)  # shared by all trees: making one costs as much as growing a tree
         with config_context(assume_finite=True, skip_parameter_validation=True):
             while len(trees) < _TREES:
+                # A bootstrap sample: how often each point was drawn, times its weight.
                 drawn = np.bincount(rng.integers(0, len(x), len(x)), minlength=len(x)) * weight
                 part = drawn > 0
                 unseen[len(trees)] = ~part
-                # Of a variable that is 0 or 1 the variance is half of Gini's index: the same splits.
-                tree = DecisionTreeRegressor(min_samples_leaf=_LEAF, random_state=chance)
+                # For 0/1 targets the variance is half the Gini index, so a regression tree finds the same splits.
+                tree = DecisionTreeRegressor(min_samples_leaf=_MIN_LEAF, random_state=chance)
                 tree.fit(point[part], y[part], sample_weight=drawn[part], check_input=False)
                 trees.append(tree.tree_)
         size = max(tree.node_count for tree in trees)
@@ -68,6 +73,7 @@ class Forest:
             right[i, nodes] = np.where(leaf, nodes, tree.children_right)
             value[i, nodes] = tree.value[:, 0, 0]
         depth = max(tree.max_depth for tree in trees)
+        # A point that every tree has seen has no out-of-bag prediction. The mean of all targets stands in.
         overall = np.full(len(x), float(np.average(y, weights=weight)))
         grown = cls(feature, threshold, left, right, value, depth, overall)
         known = unseen.any(axis=0)
@@ -75,14 +81,15 @@ class Forest:
         return grown
 
     def predict(self, x: Array) -> Array:
-        """The trees' mean answer at points (m, d): shape (m,)."""
+        """Return the mean prediction of the trees at points of shape (m, d): shape (m,)."""
         return np.asarray(self.each(x).mean(axis=1))
 
     def each(self, x: Array) -> Array:
-        """Each tree's answer: shape (m, trees)."""
+        """Return each tree's prediction at points of shape (m, d): shape (m, trees)."""
         rows, trees = np.arange(len(x))[:, None], np.arange(len(self.feature))[None, :]
         node = np.zeros((len(x), len(self.feature)), dtype=np.int64)
-        point = x.astype(np.float32)  # as the trees were grown
+        point = x.astype(np.float32)  # thresholds were computed in float32, so compare in float32
+        # All trees descend at once. Leaves point to themselves, so shallow trees just stay where they are.
         for _ in range(self.depth):
             goes_left = point[rows, self.feature[trees, node]] <= self.threshold[trees, node]
             node = np.where(goes_left, self.left[trees, node], self.right[trees, node])

@@ -1,4 +1,4 @@
-"""What the gate did to a campaign: what it refused, what that saved, and how often it was wrong."""
+"""Report the gate's work in a campaign: what it refused, the hours saved, and how often it was wrong."""
 
 from __future__ import annotations
 
@@ -12,36 +12,40 @@ from schema.runs import RunHistory
 from schema.states import GateRule
 
 _DEFECTS = (GateRule.PREDICTED_FAILURE, GateRule.KNOWN_FAILURE)
-_NEVER = GateRule.HARD_RULE  # a user's own limit: such a run would not have been made anyway
+_NEVER = GateRule.HARD_RULE  # a limit set by the user: without the gate, such a run would not have been made either
 
 
 def ledger(history: Sequence[RunHistory], refusals: Sequence[RefusedProposal], failed_quality: float) -> GateLedger:
-    """The gate's account of one campaign.
+    """Return the gate's report for one campaign.
 
     Args:
-        history: the campaign's runs.
-        refusals: what was refused in it.
-        failed_quality: best quality (0-100) below which a run failed.
+        history: Runs of the campaign.
+        refusals: Refused proposals of the campaign.
+        failed_quality: Best quality (0-100) below which a run failed.
     """
-    told = informative(history)
-    audited = [h for h in told if h.run.verdict is not None and h.run.verdict.rule == GateRule.AUDIT]
+    runs = informative(history)
+    audited = [h for h in runs if h.run.verdict is not None and h.run.verdict.rule == GateRule.AUDIT]
     return GateLedger(
         refusals=tuple(sorted(refusals, key=lambda refusal: refusal.number)),
         audited=tuple(h.run.run_name for h in audited),
         wrong=tuple(h.run.run_name for h in audited if not failed(h, failed_quality)),
-        hours_saved=_saved(told, refusals, failed_quality),
+        hours_saved=_saved(runs, refusals, failed_quality),
     )
 
 
-def _saved(told: Sequence[RunHistory], refusals: Sequence[RefusedProposal], failed_quality: float) -> float | None:
-    """Hours that what was refused would have taken: runs that fail often end sooner than others."""
+def _saved(runs: Sequence[RunHistory], refusals: Sequence[RefusedProposal], failed_quality: float) -> float | None:
+    """Estimate the hours that the refused proposals would have taken; None if no run has ended.
+
+    Expected failures count with the median of failed runs, which often end sooner.
+    """
     fine: list[float] = []
     bad: list[float] = []
-    for run in told:
+    for run in runs:
         if run.run.finished_at is not None:
             (bad if failed(run, failed_quality) else fine).append(hours_used([run]))
     if not fine and not bad:
         return None
+    # If no run failed, or all did, the other kind stands in.
     usual, failing = median(fine or bad), median(bad or fine)
     rules = [refusal.verdict.rule for refusal in refusals if refusal.verdict.rule != _NEVER]
     return float(sum(failing if rule in _DEFECTS else usual for rule in rules))

@@ -1,4 +1,4 @@
-"""Hard limits a user writes: ``network_dim <= 32``, ``network_alpha <= network_dim``."""
+"""Parse and check hard limits that a user writes: ``network_dim <= 32``, ``network_alpha <= network_dim``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
 }
 _FORM = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|==|!=|<|>)\s*([^<>=!\s](?:[^<>=!]*[^<>=!\s])?)\s*")
-_WORDS: dict[str, bool] = {"true": True, "false": False}
+_BOOLEANS: dict[str, bool] = {"true": True, "false": False}
 _NUMERIC = (Kind.INT, Kind.FLOAT)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """``left compare right``, where right is a value or, if `other` is set, another parameter."""
+    """Compare a parameter with the value `right` or, if `other` is set, with another parameter."""
 
     left: str
     compare: str
@@ -36,10 +36,10 @@ class Rule:
 
     @classmethod
     def parse(cls, text: str) -> Rule:
-        """Read a rule once, when the campaign is opened.
+        """Parse a rule such as ``network_dim <= 32``.
 
         Raises:
-            ConfigError: no such form, unknown parameter, or sides that cannot be compared.
+            ConfigError: The text has another form, a parameter is unknown, or the sides cannot be compared.
         """
         match = _FORM.fullmatch(text)
         if match is None:
@@ -55,13 +55,13 @@ class Rule:
         return cls(left, compare, right=_value(spec, right, text))
 
     def holds(self, parameters: Mapping[str, ParameterValue]) -> bool:
-        """True where the rule is kept; a parameter that is not set breaks no rule."""
+        """Return whether the parameters follow the rule. A parameter that is not set breaks no rule."""
         left = parameters.get(self.left)
         right = self.right if self.other is None else parameters.get(self.other)
         return left is None or right is None or _COMPARE[self.compare](left, right)
 
     def violation(self, parameters: Mapping[str, ParameterValue]) -> str:
-        """What is wrong, as a sentence without its full stop."""
+        """Return how the parameters break the rule, as a sentence without its full stop."""
         found = f"{self.left} is {text_of(parameters.get(self.left))}"
         if self.other is not None:
             found += f" and {self.other} is {text_of(parameters.get(self.other))}"
@@ -72,7 +72,7 @@ class Rule:
 
 
 def text_of(value: ParameterValue) -> str:
-    """A parameter's value as a person writes it: 0.0004, cosine, true, 'not set'."""
+    """Return a parameter's value as a person writes it: 0.0004, cosine, true, 'not set'."""
     if value is None:
         return "not set"
     if isinstance(value, bool):
@@ -98,12 +98,12 @@ def _comparable(spec: Parameter, other: str, text: str) -> str:
 
 
 def _value(spec: Parameter, text: str, rule: str) -> ParameterValue:
-    """The right side in the parameter's type; a limit may lie outside the range of its values."""
+    """Return the right side in the parameter's type. A limit may lie outside the parameter's range."""
     bare = text.strip("\"'")
     if spec.kind is Kind.STR:
         return _checked(spec, bare, rule)
     if spec.kind is Kind.BOOL:
-        return _checked(spec, _WORDS.get(bare.lower(), bare), rule)
+        return _checked(spec, _BOOLEANS.get(bare.lower(), bare), rule)
     try:
         return float(text)
     except ValueError:

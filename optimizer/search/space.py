@@ -1,4 +1,4 @@
-"""The search space: what is varied, what is fixed, what is forbidden, and how settings compare."""
+"""Define the search space: what varies, what is fixed, what is forbidden, and how settings are compared."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ from schema.parameters import PARAMETERS, Parameters, ParameterValue, parameter,
 from schema.taxonomy import Kind
 
 _NEUTRAL = 0.5
-"""Where a parameter that has no effect is put on its axis: it must look the same whatever it is set to."""
+"""Position on its axis of a parameter without effect. It must look the same whatever its value is."""
 
 _DEFAULTS: Parameters = {name: spec.default for name, spec in PARAMETERS.items() if not spec.derived}
 _ZERO_IS_OFF = ("network_dropout", "noise_offset")
+"""Parameters for which "not set" and 0 are the same training."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Parameters `names` have no effect where `idle` holds, which looks at the parameters `needs`."""
+    """Say when parameters have no effect.
+
+    Attributes:
+        names: Parameters that have no effect if `idle` returns True.
+        needs: Parameters that `idle` looks at.
+        idle: Takes all settable parameters.
+    """
 
     names: frozenset[str]
     needs: frozenset[str]
@@ -34,15 +41,15 @@ class Condition:
 
 
 @dataclass(frozen=True, eq=False)
-class Vocabulary:
-    """What is known of parameters beyond the span that is searched.
+class ParameterKnowledge:
+    """Hold what is known about parameters apart from their search ranges.
 
     Attributes:
-        complete: fills up and checks a setting that is to run.
-        filled: fills up a setting of the past, whatever it was.
-        conditions: what has no effect beside which values.
-        implied: values that the others of a filled setting imply.
-        good: values that are known to work.
+        complete: Checks a setting to run, and adds defaults.
+        filled: Adds defaults to a past setting, without checking it.
+        conditions: When parameters have no effect.
+        implied: Returns values that follow from the others of a filled setting.
+        good: Values that are known to work.
     """
 
     complete: Callable[[Mapping[str, ParameterValue]], Parameters]
@@ -52,47 +59,52 @@ class Vocabulary:
     good: Parameters
 
     def idle(self, full: Mapping[str, ParameterValue]) -> set[str]:
-        """Names of the parameters that have no effect beside the others of a filled setting."""
+        """Return the names of the parameters that have no effect in a filled setting."""
         return {name for c in self.conditions if c.idle(full) for name in c.names}
 
     def effective(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
-        """See `Space.effective`."""
+        """Return the parameters as the trainer uses them; see `Space.effective`."""
         full = self.filled(parameters)
         return full | dict.fromkeys(self.idle(full)) | self.implied(full)
 
 
 @dataclass(frozen=True)
 class Space:
-    """What a campaign searches.
+    """Define what a campaign searches.
 
     Attributes:
-        distributions: Optuna's distribution of each searched parameter.
-        fixed: parameters that the campaign sets once.
-        rules: hard limits.
-        failed_quality: a run whose best quality (0-100) is below counts as failed.
-        words: what is known of the parameters; kohya's unless said otherwise.
-        ties: for each searched ratio ``a/b`` the parameters a and b; a run has a, computed from them.
+        distributions: Optuna's distribution of each searched parameter or ratio.
+        fixed: Parameters with one value for the whole campaign.
+        rules: Hard limits.
+        failed_quality: Best quality (0-100) below which a run counts as failed.
+        knowledge: What is known about the parameters: `KOHYA` for campaign files.
+        ties: For each searched ratio ``a/b``, the names a and b. Runs have a, computed from the ratio and b.
     """
 
     distributions: dict[str, BaseDistribution]
     fixed: Parameters
     rules: tuple[Rule, ...]
     failed_quality: float
-    words: Vocabulary
+    knowledge: ParameterKnowledge
     ties: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, file: CampaignFile, learnt: Sequence[str] = ()) -> Space:
-        """The space of a campaign file; `learnt` are further hard limits, of accepted principles.
+        """Return the search space of a campaign file.
+
+        Args:
+            file: The campaign.
+            learnt: Further hard limits, from accepted principles.
 
         Raises:
-            ConfigError: a rule makes no sense, or the fixed parameters alone break one.
+            ConfigError: A rule is invalid, or the fixed parameters alone break one.
         """
         distributions = {name: _distribution(name, span) for name, span in file.search.items()}
         rules = tuple(Rule.parse(text) for text in (*file.rules, *learnt))
         ties = {name: parts for name in distributions if (parts := ratio_of(name)) is not None}
         space = cls(distributions, dict(file.fixed), rules, file.campaign.failed_quality, KOHYA, ties)
         varied = space._varied()
+        # Including defaults, since a rule may name a parameter that the file does not set.
         fixed = {name: value for name, value in space.complete({}).items() if name not in varied}
         for rule in rules:
             if {rule.left, rule.other} & varied == set() and not rule.holds(fixed):
@@ -101,67 +113,72 @@ class Space:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The searched parameters, in the file's order."""
+        """Return the names of the searched parameters and ratios, in the order of the file."""
         return tuple(self.distributions)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The parameter that each column of `encode` belongs to."""
+        """Return the parameter of each column of `encode`."""
         return tuple(name for name, d in self.distributions.items() for _ in range(_width(d)))
 
     def complete(self, searched: Mapping[str, ParameterValue]) -> Parameters:
-        """All settable parameters: kohya's defaults, overridden by the fixed, then by the searched ones.
+        """Return all settable parameters: defaults, overridden by the fixed, then by the searched ones.
 
         Raises:
-            ConfigError: unknown name or bad value.
+            ConfigError: A name is unknown or a value is bad.
         """
-        return self.words.complete(self.settled(searched))
+        return self.knowledge.complete(self.settled(searched))
 
     def settled(self, searched: Mapping[str, ParameterValue]) -> Parameters:
-        """The fixed parameters, overridden by the searched ones, with ratios turned into what they stand for."""
+        """Return the fixed parameters, overridden by the searched ones, with ratios resolved into parameters."""
         plain = {**self.fixed, **{name: value for name, value in searched.items() if name not in self.ties}}
         for name in self.ties.keys() & searched.keys():
             part, whole = self.ties[name]
-            base, ratio = self.words.filled(plain)[whole], searched[name]
-            if isinstance(base, int | float) and isinstance(ratio, int | float) and base:  # else it has no effect
+            base, ratio = self.knowledge.filled(plain)[whole], searched[name]
+            # Without a whole, such as conv_dim = 0, the part has no effect either.
+            if isinstance(base, int | float) and isinstance(ratio, int | float) and base:
                 plain[part] = _in_kind(part, ratio * base)
         return plain
 
     def searched(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
-        """The searched ones of a full set of parameters."""
+        """Return the searched parameters and ratios of a full set of parameters."""
         known = {**parameters, **self._ratios(parameters)} if self.ties else parameters
+        # None counts where the run recorded it as "not set", but not where the run does not know the parameter.
         return {name: known[name] for name in self.names if known.get(name) is not None or name in parameters}
 
     def _ratios(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
-        """The searched ratios of a full set of parameters; None where there is nothing to divide."""
+        """Return the searched ratios of a full set of parameters; None where one side is missing or zero."""
         return {name: self._ratio(name, parameters.get(a), parameters.get(b)) for name, (a, b) in self.ties.items()}
 
     def _ratio(self, name: str, part: ParameterValue, whole: ParameterValue) -> float | None:
         if not isinstance(part, int | float) or not isinstance(whole, int | float) or not whole:
             return None
         ratio, d = part / whole, self.distributions[name]
-        if isinstance(d, CategoricalDistribution):  # rounding must not make it another choice
+        if isinstance(d, CategoricalDistribution):  # rounding must not turn it into a different choice
             near = min(d.choices, key=lambda c: abs(_position(d, c) - _position(d, ratio)))
             return float(near) if isinstance(near, int | float) and math.isclose(near, ratio, rel_tol=1e-6) else ratio
+        # Nor must it push a ratio at the edge of its range out of it.
         low, high, _ = _span(d)
         return min(max(ratio, low), high) if low * (1 - 1e-9) <= ratio <= high * (1 + 1e-9) else ratio
 
     def _varied(self) -> set[str]:
-        """Names of the parameters that vary between runs."""
+        """Return the names of the parameters that vary between runs."""
         return {name for name in self.names if name not in self.ties} | {part for part, _ in self.ties.values()}
 
     def is_own(self, parameters: Mapping[str, ParameterValue], but: Collection[str] = ()) -> bool:
-        """Whether a past run has what the campaign fixes; not so a half of a test of a fixed parameter.
+        """Return whether a past run has the campaign's fixed parameters.
+
+        This is False for an arm of a paired test that changes a fixed parameter.
 
         Args:
-            parameters: of the run.
-            but: parameters that may differ, beside the searched ones and the seed.
+            parameters: Parameters of the run.
+            but: Parameters that may differ, apart from the searched ones and the seed.
         """
         free, setting = {*self._varied(), *but, "seed"}, self.filled(parameters)
         return all(setting[n] == value for n, value in self.filled(self.complete({})).items() if n not in free)
 
     def problems(self, searched: Mapping[str, ParameterValue]) -> list[str]:
-        """What keeps a setting from being run as one of this space: foreign names, values out of range."""
+        """Return the reasons why a setting is not in this space, as sentences: unknown names, values out of range."""
         foreign = [f"{name} is not searched" for name in searched if name not in self.distributions]
         outside = [
             f"{name} = {text_of(value)} lies outside the search space ({_span_text(self.distributions[name])})"
@@ -171,58 +188,59 @@ class Space:
         return foreign + outside
 
     def violations(self, parameters: Mapping[str, ParameterValue]) -> list[str]:
-        """The hard rules that a full set of parameters breaks, each as a sentence without its full stop."""
+        """Return the hard rules that a full set of parameters breaks, as sentences without a full stop."""
         return [rule.violation(parameters) for rule in self.rules if not rule.holds(parameters)]
 
     def effective(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
-        """The parameters as the trainer uses them: those that are `active`, with what is implied filled in.
+        """Return the parameters as the trainer uses them: those without effect are None, implied values are filled in.
 
-        Settings with equal results are the same training, so that duplicates are recognised.
+        Two settings with equal results are the same training.
         """
-        return self.words.effective(parameters)
+        return self.knowledge.effective(parameters)
 
     def filled(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
-        """All settable parameters of a past run; defaults where it did not keep them."""
-        return self.words.filled(parameters)
+        """Return all settable parameters of a past run, with defaults for those that it did not record."""
+        return self.knowledge.filled(parameters)
 
     def active(self, parameters: Mapping[str, ParameterValue]) -> Parameters:
-        """All settable parameters as they are set, those without effect beside the others as None."""
-        full = self.words.filled(parameters)
-        used = full | dict.fromkeys(self.words.idle(full))
+        """Return all settable parameters as set, and searched ratios. Those without effect are None."""
+        full = self.knowledge.filled(parameters)
+        used = full | dict.fromkeys(self.knowledge.idle(full))
         return used | self._ratios(used)
 
     def key(self, parameters: Mapping[str, ParameterValue]) -> str:
-        """The same text for settings that are the same training, the random seed included."""
-        return _key(self.words, frozenset(parameters.items()))
+        """Return a text that is equal for settings that are the same training. The training seed counts as well."""
+        return _key(self.knowledge, frozenset(parameters.items()))
 
     def encode(self, parameters: Mapping[str, ParameterValue]) -> NDArray[np.float64]:
-        """A setting as a point, shape (d,), one column a number (log scale where searched so), one a category.
+        """Return a setting as a point of shape (d,).
 
-        Settings of this space lie in [0, 1]^d. Past runs with numbers outside their span are put
-        outside the cube, at most one span away, so that they are not mistaken for its border.
+        Each number takes one column (on a log scale if searched so), and each category one column per choice.
+        Settings of this space lie in [0, 1]^d. Numbers of past runs outside their range lie outside the cube, at most
+        one range away, so that they are not mistaken for points on its border.
         """
         used = self.active(parameters)
         return np.concatenate([_encode(d, used[name]) for name, d in self.distributions.items()])
 
     def at(self, unit: NDArray[np.float64]) -> Parameters:
-        """The searched parameters at a point of the unit cube, shape (number of searched parameters,)."""
+        """Return the searched parameters at a point of the unit cube, shape (number of searched parameters,)."""
         return {name: _at(d, float(u)) for (name, d), u in zip(self.distributions.items(), unit, strict=True)}
 
     def likely(self) -> Parameters:
-        """A searched setting to begin with: what is known to be good where the span has it, else its middle."""
+        """Return a setting to start with: known good values where they lie in range, else the middle of the range."""
         middle = self.at(np.full(len(self.names), 0.5))
-        known = self.searched(self.words.good)
+        known = self.searched(self.knowledge.good)
         return middle | {name: value for name, value in known.items() if not self.problems({name: value})}
 
     def encode_units(self, units: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Points of the unit cube (m, number of searched parameters) encoded, as `encode` does their settings: (m, d).
+        """Encode points of the unit cube, shape (m, number of searched parameters), as `encode` does: shape (m, d).
 
-        A thousand cost about what one setting costs, unless searched parameters decide about each other.
+        A thousand points cost about as much as one setting, unless one searched parameter can disable another.
         """
         if self._entangled():
             settings = [self.settled(self.at(u)) for u in units]
             return np.array([self.encode(s) for s in settings]).reshape(len(units), len(self.columns))
-        idle = self.words.idle(self.words.filled(self.fixed))
+        idle = self.knowledge.idle(self.knowledge.filled(self.fixed))
         parts = [
             np.full((len(units), _width(d)), _idle_code(d))
             if self.ties.get(name, (name,))[0] in idle
@@ -232,56 +250,57 @@ class Space:
         return np.hstack(parts)
 
     def _entangled(self) -> bool:
-        """True where the value of one searched parameter decides whether another has an effect."""
+        """Return whether the value of one searched parameter decides if another has an effect."""
         names = {part for name in self.names for part in self.ties.get(name, (name,))}
-        return any(c.names & names and c.needs & names for c in self.words.conditions)
+        return any(c.names & names and c.needs & names for c in self.knowledge.conditions)
 
     def units(self, parameters: Mapping[str, ParameterValue]) -> NDArray[np.float64]:
-        """Where a full set of parameters lies in the unit cube, shape (number of searched parameters,)."""
+        """Return the position of a full set of parameters in the unit cube, shape (number of searched parameters,)."""
         known = self.searched(parameters)
         return np.array([self.unit(name, known.get(name)) for name in self.names])
 
     def unit(self, name: str, value: ParameterValue) -> float:
-        """Where a searched number lies on its axis, in [0, 1]; the inverse of `at`. Categories by their index."""
+        """Return the position (0-1) of a searched value on its axis. This inverts `at`; categories count by index."""
         d = self.distributions[name]
         if isinstance(d, CategoricalDistribution):
             choices = list(d.choices)
             if value not in choices and numeric(d) and value is not None:
                 value = min(choices, key=lambda c: abs(_position(d, c) - _position(d, value)))
+            # The middle of the choice's share of the axis, which `at` maps back to the choice.
             return (choices.index(value) + 0.5) / len(choices) if value in choices else 0.5
         return 0.5 if value is None else min(max(_position(d, value), 0.0), 1.0)
 
 
 def filled(parameters: Mapping[str, ParameterValue]) -> Parameters:
-    """All settable parameters of a past run; kohya's defaults where it did not keep them."""
+    """Return all settable parameters of a past run, with kohya's defaults for those that it did not record."""
     full = _DEFAULTS.copy()
     full.update((name, value) for name, value in parameters.items() if name in _DEFAULTS)
     for name in _ZERO_IS_OFF:
-        full[name] = full[name] or 0.0  # not set is the same
+        full[name] = full[name] or 0.0  # the same training as "not set"
     return full
 
 
 def active(parameters: Mapping[str, ParameterValue]) -> Parameters:
-    """All settable parameters as they are set, those without effect beside the others as None."""
+    """Return all settable parameters as set, with kohya's defaults. Those without effect are None."""
     full = filled(parameters)
     return full | dict.fromkeys(KOHYA.idle(full))
 
 
 @functools.lru_cache(maxsize=4096)
-def _key(words: Vocabulary, items: frozenset[tuple[str, ParameterValue]]) -> str:
-    """See `Space.key`; each decision asks for the keys of all past runs."""
-    return repr(sorted(words.effective(dict(items)).items()))
+def _key(knowledge: ParameterKnowledge, items: frozenset[tuple[str, ParameterValue]]) -> str:
+    """Return the text of `Space.key`. It is cached, since each decision needs the keys of all past runs."""
+    return repr(sorted(knowledge.effective(dict(items)).items()))
 
 
 def numeric(distribution: BaseDistribution) -> bool:
-    """True for spans of numbers and for choices that are all numbers."""
+    """Return whether a distribution is a range of numbers or a list of numbers only."""
     return not isinstance(distribution, CategoricalDistribution) or all(
         isinstance(c, int | float) and not isinstance(c, bool) for c in distribution.choices
     )
 
 
 def _in_kind(name: str, value: float) -> ParameterValue:
-    """A computed number as the parameter takes it."""
+    """Return a computed number in the parameter's type, rounded to at least 1 for integers."""
     return max(round(value), 1) if name in PARAMETERS and PARAMETERS[name].kind is Kind.INT else value
 
 
@@ -293,7 +312,7 @@ def _distribution(name: str, span: Range | Choices) -> BaseDistribution:
     spec = parameter(name)
     if isinstance(span, Choices):
         return CategoricalDistribution([spec.check(c) for c in span.choices])
-    # What the file leaves open follows the taxonomy: nobody means learning rates on a linear scale.
+    # Without `log` in the file, follow the taxonomy: nobody wants learning rates on a linear scale.
     log = span.log if "log" in span.model_fields_set else spec.log and span.low > 0
     if spec.kind is Kind.INT:
         return IntDistribution(int(span.low), int(span.high), log=log)
@@ -327,11 +346,11 @@ _CONDITIONS = (
         lambda p: not p["enable_bucket"],
     ),
 )
-"""By the behaviour of kohya's sd-scripts."""
+"""When parameters have no effect, by the behaviour of kohya's sd-scripts."""
 
 
 def _implied(p: Mapping[str, ParameterValue]) -> Parameters:
-    """Both halves' learning rates, which kohya takes from the common one."""
+    """Return the learning rates of UNet and text encoder. kohya falls back to the common one."""
     rate, own = p["learning_rate"], p["text_encoder_lr"]
     unet = rate if p["unet_lr"] is None else p["unet_lr"]
     text = None if p["network_train_unet_only"] else rate if own is None else own
@@ -348,18 +367,19 @@ _GOOD: Parameters = {
     "lr_scheduler": "cosine",
     "min_snr_gamma": 5.0,
 }
-"""Of 35 models swept over rate and rank, 22 were best at a rate of 3e-4, 10 at 1e-3; the rest is common practice."""
+"""Of 35 models swept over learning rate and rank, 22 were best at a rate of 3e-4 and 10 at 1e-3. The other values
+are common practice."""
 
-KOHYA = Vocabulary(with_defaults, filled, _CONDITIONS, _implied, _GOOD)
-"""The taxonomy's parameters and what sd-scripts makes of them."""
+KOHYA = ParameterKnowledge(with_defaults, filled, _CONDITIONS, _implied, _GOOD)
+"""Knowledge about the parameters of the taxonomy, by the behaviour of sd-scripts."""
 
 
 def _nothing(_: Mapping[str, ParameterValue]) -> Parameters:
     return {}
 
 
-PLAIN = Vocabulary(dict, dict, (), _nothing, {})
-"""Parameters of which nothing is known but their spans."""
+PLAIN = ParameterKnowledge(dict, dict, (), _nothing, {})
+"""No knowledge about parameters beyond their ranges, for tables of benchmarks."""
 
 
 def _choices(d: BaseDistribution) -> tuple[ParameterValue, ...]:
@@ -371,11 +391,11 @@ def _width(d: BaseDistribution) -> int:
 
 
 def _span(d: BaseDistribution) -> tuple[float, float, bool]:
-    """Low, high, and whether the scale is logarithmic."""
+    """Return the lowest and highest number, and whether the scale is logarithmic."""
     if isinstance(d, FloatDistribution | IntDistribution):
         return float(d.low), float(d.high), d.log
     values = [float(c) for c in _choices(d) if isinstance(c, int | float)]
-    # Powers of two and decades are the usual lists: they are even on a log scale.
+    # Lists of numbers are usually powers of two or ten, which are evenly spaced on a log scale.
     return min(values), max(values), min(values) > 0 and max(values) / min(values) >= 8
 
 
@@ -383,6 +403,7 @@ def _position(d: BaseDistribution, value: ParameterValue) -> float:
     low, high, log = _span(d)
     number = float(value) if isinstance(value, int | float) else low
     if log:
+        # The floor keeps zero and negative values of past runs from breaking the logarithm.
         low, high, number = math.log(low), math.log(high), math.log(max(number, low * 1e-6))
     return (number - low) / (high - low) if high > low else _NEUTRAL
 
@@ -392,11 +413,11 @@ def _encode(d: BaseDistribution, value: ParameterValue) -> NDArray[np.float64]:
         return np.array([1.0 if c == value else 0.0 for c in _choices(d)])
     if value is None:
         return np.array([_NEUTRAL])
-    return np.array([min(max(_position(d, value), -1.0), 2.0)])
+    return np.array([min(max(_position(d, value), -1.0), 2.0)])  # at most one range outside the cube
 
 
 def _encode_many(d: BaseDistribution, units: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Places on one axis, shape (m,), as `_encode` has their values: shape (m, width)."""
+    """Encode positions on one axis, shape (m,), as `_encode` encodes their values: shape (m, width)."""
     if isinstance(d, CategoricalDistribution):
         table = np.array([_encode(d, choice) for choice in d.choices])
         return np.asarray(table[np.minimum((units * len(table)).astype(int), len(table) - 1)])
@@ -421,7 +442,7 @@ def _at(d: BaseDistribution, u: float) -> ParameterValue:
         value: ParameterValue = d.choices[min(int(u * len(d.choices)), len(d.choices) - 1)]
         return value
     low, high, log = _span(d)
-    if isinstance(d, IntDistribution):  # each integer gets an equal share of the axis, the ends too
+    if isinstance(d, IntDistribution):  # gives each integer an equal share of the axis, including the ends
         low, high = low - 0.5, high + 0.5
     number = math.exp(math.log(low) + u * math.log(high / low)) if log else low + u * (high - low)
     if isinstance(d, IntDistribution):

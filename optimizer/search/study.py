@@ -1,7 +1,7 @@
-"""Asking and telling: the campaign's Optuna study, as the dashboard shows it.
+"""Wrap a campaign's Optuna study, which the dashboard shows.
 
-It holds what was decided; what to propose is drawn by `optimizer.search.proposer` from its trials alone, so that
-nothing is lost by a kill.
+The study records every decision. `optimizer.search.proposer` draws new settings from its trials alone, so a killed
+process loses nothing.
 """
 
 from __future__ import annotations
@@ -37,34 +37,37 @@ from schema.parameters import Parameters, ParameterValue
 from schema.runs import Outcome, RunHistory
 from schema.states import GateRule
 
-_LEGACY = "constraints"  # the only form that optuna-dashboard 0.21 draws
-_HOME = "home"  # attribute of a trial: the home that asked for it
-_ELSEWHERE = "elsewhere"  # attribute of a trial that only holds the number of another home's run
+_LEGACY = "constraints"  # the only form of constraints that optuna-dashboard 0.21 shows
+_HOME = "home"  # trial attribute: identity of the home that asked for it
+_ELSEWHERE = "elsewhere"  # trial attribute: it only reserves the number of another home's run
 
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
 
-def _once_more(method: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
-    """Do it again if the database went away in the middle: all that the study is told may be told twice."""
+def _retry_once(method: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
+    """Retry a method once if the database connection broke. Recording the same thing twice changes nothing.
+
+    If `ask` is cut off after its write, the trial stays open, like that of a killed process.
+    """
 
     @functools.wraps(method)
-    def patient(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
+    def retrying(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
         try:
             return method(*args, **kwargs)
         except (StorageInternalError, OperationalError):
             return method(*args, **kwargs)
 
-    return patient
+    return retrying
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What to try: the number of its trial, and the searched parameters.
+    """Hold a setting to try: the number of its trial, and the searched parameters.
 
     Attributes:
-        home: identity of the home that asked; None for trials of earlier versions.
+        home: Identity of the home that asked for it; None for trials of earlier versions.
     """
 
     number: int
@@ -73,7 +76,7 @@ class Proposal:
 
 
 class CampaignStudy:
-    """One campaign's study. Each process opens its own; who asks is `alone`."""
+    """Access the study of one campaign. Each process opens its own; hold `alone` while asking for a trial."""
 
     def __init__(self, study: optuna.Study, storage: RDBStorage, space: Space, proposer: Proposer) -> None:
         self.study = study
@@ -92,60 +95,61 @@ class CampaignStudy:
         seed: int,
         connect: Callable[[], object] | None = None,
     ) -> CampaignStudy:
-        """Create the study of a campaign, or load it.
+        """Open the study of a campaign, creating it if needed.
 
         Args:
-            name: the campaign's.
+            name: Name of the campaign.
             storage_url: SQLAlchemy URL of Optuna's tables.
-            space: what is searched.
+            space: Search space.
             sampler: ``model``, ``tpe``, ``gp`` or ``random``.
-            seed: of the search.
-            connect: makes a connection to the database, for one that may have to be started first.
+            seed: Seed of the search.
+            connect: Makes a connection to the database, if that may first have to be started.
 
         Raises:
-            ConfigError: no such sampler, or the campaign has searched other kinds of values before.
+            ConfigError: The sampler is unknown, or the campaign searched a parameter with other choices or on another
+                scale before.
         """
         proposer = Proposer(space, sampler, seed)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else each ask announces its shadow study
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise each ask logs the creation of its shadow study
         storage = RDBStorage(storage_url, engine_kwargs=_engine(storage_url, connect))
         study = optuna.create_study(
             study_name=name,
             storage=storage,
             direction="maximize",
             load_if_exists=True,
-            sampler=RandomSampler(seed=seed),  # never used: all values are fixed before the ask
+            sampler=RandomSampler(seed=seed),  # never used: all values are chosen before the trial opens
         )
         _check_unchanged(study, space)
         return cls(study, storage, space, proposer)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close all connections to the database."""
         self.storage.remove_session()
         self.storage.engine.dispose()
 
-    @_once_more
+    @_retry_once
     def ask(
         self, suggested: Parameters | None = None, surrogate: Surrogate | None = None, home: str | None = None
     ) -> Proposal:
-        """Open the next trial.
+        """Open the next trial and return its proposal.
 
-        The same past gives the same proposal, whoever asks. Draws that break a hard rule or repeat an
-        earlier trial are drawn again.
+        The same trials always give the same proposal. Draws that break a hard rule or repeat an earlier
+        trial are discarded.
 
         Args:
-            suggested: searched parameters to run; those left out are chosen by the sampler.
-            surrogate: what is known so far; the sampler ``model`` proposes by it.
-            home: identity of the home that asks.
+            suggested: Values of searched parameters to run. The sampler chooses the others.
+            surrogate: Model of past runs, which the sampler ``model`` uses.
+            home: Identity of the home that asks.
 
         Raises:
-            ConfigError: the suggestion lies outside the search space, or the rules leave nothing of it.
+            ConfigError: The suggestion lies outside the search space, or no setting follows the rules.
         """
         problems = self._space.problems(suggested or {})
         if problems:
             raise ConfigError(f"a suggested setting cannot run: {'; '.join(problems)}; change it or the search space")
         complete = suggested is not None and set(suggested) == set(self._space.names)
         drawn = {} if complete else self._proposer.draw(self._trials(), surrogate)
-        # One write holds all: a kill leaves nothing half chosen, and nobody else can take what was drawn here.
+        # A single write: a kill leaves no trial without values, and no other process can take the same draw.
         opened = create_trial(
             state=TrialState.RUNNING,
             params={**drawn, **(suggested or {})},
@@ -156,12 +160,15 @@ class CampaignStudy:
         trial = self.storage.get_trial(trial_id)
         return Proposal(trial.number, dict(trial.params), home)
 
-    @_once_more
+    @_retry_once
     def skip(self, taken: Container[int]) -> None:
-        """Use up the next numbers while runs of other homes have them.
+        """Reserve the next trial numbers as long as runs of other homes have them.
 
-        A failed trial without values takes each number, so that the number of a run stays the number of its trial.
-        The sampler learns nothing from such a trial.
+        Each number gets a failed trial without values, so that a run and its trial always have the same number.
+        The sampler ignores such trials.
+
+        Args:
+            taken: Numbers of runs in the campaign.
         """
         number = len(self._trials())
         while number in taken:
@@ -169,79 +176,80 @@ class CampaignStudy:
             self.storage.create_new_trial(self._study_id, template_trial=place)
             number += 1
 
-    @_once_more
+    @_retry_once
     def give_up(self, number: int) -> None:
-        """End an open trial whose number a run of another home has taken."""
+        """End an open trial, because a run of another home has its number."""
         trial = self._frozen(number)
         if not trial.state.is_finished():
             self._note(trial, _ELSEWHERE, True)
             self.study.tell(number, state=TrialState.FAIL)
 
-    @_once_more
+    @_retry_once
     def holds(self, number: int) -> bool:
-        """Return whether the run of this number is a trial of this study, not one of another home's study."""
+        """Return whether a number belongs to a trial of this study, not to a run of another home."""
         trials = self._trials()
         return number < len(trials) and not _is_elsewhere(trials[number])
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait for the other processes of this campaign that are in here, and keep them out; not to be nested.
+        """Hold the campaign's lock, so that one process at a time asks for trials. Do not nest it.
 
-        A server frees what a dead process held. SQLite has no such lock: one process at a time must use it.
+        Postgres releases the lock of a dead process. SQLite has no such lock, so only one process may use it.
         """
         if self.storage.engine.dialect.name != "postgresql":
             yield
             return
         key = {"name": f"pixelloop/{self.study.study_name}"}
         with self.storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            # A session lock in autocommit mode. In a transaction, one would stay open while a proposal is drawn.
             connection.execute(text("select pg_advisory_lock(hashtextextended(:name, 0))"), key)
             try:
                 yield
             finally:
-                with contextlib.suppress(DBAPIError):  # gone with its server
+                with contextlib.suppress(DBAPIError):  # the server is gone, and the lock with it
                     connection.execute(text("select pg_advisory_unlock(hashtextextended(:name, 0))"), key)
 
-    @_once_more
+    @_retry_once
     def running(self) -> list[Proposal]:
-        """Trials that were asked for and have not ended, in order: what a restarted campaign goes on with."""
+        """Return the open trials in order. A restarted campaign continues these."""
         return [self._reopened(t) for t in self._trials(TrialState.RUNNING)]
 
-    @_once_more
+    @_retry_once
     def is_open(self, number: int) -> bool:
-        """Whether a trial has not ended."""
+        """Return whether a trial has not ended yet."""
         return not self._frozen(number).state.is_finished()
 
-    @_once_more
+    @_retry_once
     def untried(self, settings: Sequence[Parameters]) -> list[Parameters]:
-        """Those of the settings that no trial has had yet."""
+        """Return the settings that no trial has used yet."""
         past = [t.params for t in self._trials() if not _is_elsewhere(t)]
         return [s for s in settings if not any(all(p.get(k) == v for k, v in s.items()) for p in past)]
 
-    @_once_more
+    @_retry_once
     def refuse(self, number: int, verdict: GateVerdict) -> None:
-        """End a trial that the gate does not let run; telling it twice changes nothing."""
+        """End a trial that the gate refused. Repeating the call changes nothing."""
         trial = self._frozen(number)
         if trial.state.is_finished():
             return
         for key, value in (("gate", verdict.rule), ("reason", verdict.reason), ("p_fail", verdict.p_fail)):
             self._note(trial, key, value)
-        # A repeat of a good run is no bad setting: it must not push the sampler away from there.
+        # Repeating a known result does not make a setting bad, so it must not push the sampler away.
         self._constrain(trial, -VIOLATION if verdict.rule == GateRule.KNOWN_RESULT else VIOLATION)
         self.study.tell(number, state=TrialState.PRUNED)
 
-    @_once_more
+    @_retry_once
     def report(self, number: int, epoch: int, quality: float) -> None:
-        """Add an epoch's quality to the trial's learning curve; an epoch told before stays as it is."""
+        """Add an epoch's quality (0-100) to the learning curve of an open trial. A value once reported is final."""
         trial = self._frozen(number)
         if not trial.state.is_finished() and epoch not in trial.intermediate_values:
             optuna.Trial(self.study, self.trial_id(number)).report(quality, epoch)
 
-    @_once_more
+    @_retry_once
     def finish(self, number: int, outcome: Outcome, quality: float | None) -> None:
-        """End a trial that ran; telling the same end twice changes nothing.
+        """End a trial that ran. Repeating the call changes nothing.
 
         Raises:
-            TrialError: the trial has ended in another way before.
+            TrialError: The trial already ended with another state or quality.
         """
         state, value = _ending(outcome, quality)
         trial = self._frozen(number)
@@ -253,21 +261,22 @@ class CampaignStudy:
                 f"({value}): Optuna keeps the first; look which process told it"
             )
         self._note(trial, "outcome", str(outcome))
+        # Samplers ignore failed trials, so these need no constraint.
         if state is not TrialState.FAIL:
             self._constrain(trial, -VIOLATION if state is TrialState.COMPLETE else VIOLATION)
         self.study.tell(number, value, state=state)
 
-    @_once_more
+    @_retry_once
     def note(self, number: int, key: str, value: Any) -> None:
-        """Keep a JSON value on an open trial, for the dashboard."""
+        """Save a JSON value on an open trial, for the dashboard."""
         self._note(self._frozen(number), key, value)
 
-    @_once_more
+    @_retry_once
     def trial_id(self, number: int) -> int:
-        """Optuna's own id of a trial.
+        """Return Optuna's own id of a trial.
 
         Raises:
-            NotFoundError: there is no such trial.
+            NotFoundError: There is no such trial.
         """
         try:
             return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
@@ -275,14 +284,14 @@ class CampaignStudy:
             raise NotFoundError(f"study {self.study.study_name} has no trial {number}: see its trials") from None
 
     def warm_start(self, history: Sequence[RunHistory]) -> int:
-        """Let the sampler learn from runs of other studies; they stay out of the visible study.
+        """Let the sampler learn from runs of other campaigns, without adding them to the study.
 
         Args:
-            history: runs on the same base model and data set (see `optimizer.history.related`); others
-                are on another scale of quality and would mislead.
+            history: Runs on the same base model and data set (see `optimizer.history.related`). Qualities
+                of other runs are not comparable and would mislead the sampler.
 
         Returns:
-            How many count: those that lie inside today's search space, the newest 300.
+            Number of runs used: the newest 300 that lie inside the current search space.
         """
         return self._proposer.adopt(history)
 
@@ -293,13 +302,16 @@ class CampaignStudy:
         return self.storage.get_trial(self.trial_id(number))
 
     def _reopened(self, trial: FrozenTrial) -> Proposal:
-        """An open trial with all its values: a kill may have come between the ask and the last of them."""
+        """Return an open trial with all its values, suggesting those that it lacks.
+
+        Trials of earlier versions may lack values: they wrote one at a time, and a kill could come in between.
+        """
         again = optuna.Trial(self.study, self.trial_id(trial.number))
         values = {n: _suggest(again, n, d) for n, d in self._space.distributions.items()}
         return Proposal(trial.number, values, trial.user_attrs.get(_HOME))
 
     def _note(self, trial: FrozenTrial, key: str, value: Any) -> None:
-        # The trial as it was read before: each reading of an open trial costs as much as a write.
+        # Compare with the trial as read before: reading an open trial again costs as much as a write.
         if trial.user_attrs.get(key) != value:
             self.storage.set_trial_user_attr(trial._trial_id, key, value)
 
@@ -314,7 +326,7 @@ def _is_elsewhere(trial: FrozenTrial) -> bool:
 
 
 def _check_unchanged(study: optuna.Study, space: Space) -> None:
-    """Optuna lets a span move, but not a parameter change its kind, scale or choices within a study."""
+    """Raise a `ConfigError` if a parameter changed its type, scale or choices. Optuna only lets ranges change."""
     for trial in study.get_trials(deepcopy=False):
         for name in trial.distributions.keys() & space.distributions.keys():
             try:
@@ -327,7 +339,7 @@ def _check_unchanged(study: optuna.Study, space: Space) -> None:
 
 
 def _engine(url: str, connect: Callable[[], object] | None) -> dict[str, Any]:
-    # A training epoch is long enough for the server to drop an idle connection.
+    # The server may drop an idle connection during a long training epoch, so test connections before use.
     settings: dict[str, Any] = {"pool_pre_ping": True}
     if not url.startswith("sqlite"):
         settings["pool_size"] = 2
@@ -335,7 +347,7 @@ def _engine(url: str, connect: Callable[[], object] | None) -> dict[str, Any]:
 
 
 def _ending(outcome: Outcome, quality: float | None) -> tuple[TrialState, float | None]:
-    """State and value of an ended trial. FAIL tells the sampler nothing: the setting may come again."""
+    """Return the state and value of an ended trial. Samplers ignore FAIL, so the setting may be proposed again."""
     if outcome.blames_parameters:
         return TrialState.PRUNED, None
     if outcome.failed or quality is None:

@@ -1,4 +1,4 @@
-"""What a setting will bring, from the runs so far: quality with an interval, and the risk of failure."""
+"""Predict the result of a setting from past runs: quality with an interval, and the risk of failure."""
 
 from __future__ import annotations
 
@@ -23,66 +23,81 @@ from schema.runs import Outcome, RunHistory
 Array = NDArray[np.float64]
 
 PRIOR_P_FAIL = 0.2
-"""Share of failing runs expected before anything was seen."""
+"""Share of failing runs to expect before any run was seen. Chosen by hand."""
 
-_PRIOR_RUNS = 3.0  # runs that this expectation is worth
+_PRIOR_RUNS = 3.0  # weight of this expectation, in runs; chosen by hand
 _CONFIDENCE = 0.9
-_LEAST = 3
-_ELSEWHERE = 0.25  # weight of a run on another base model or data set
-_STOPPED = 0.3
-"""Weight of the quality of a run that was stopped early: it is what the run was on its way to."""
+"""Share of results that prediction intervals should hold. Measured coverage: 0.94 (benchmarks/RESULTS.md)."""
 
-_NOTHING = np.array([50.0]), np.array([1.0])
-_MOST = 300
+_MIN_RUNS = 3
+"""Measured runs before a model is fitted. Chosen by hand: two runs say nothing about the length scales."""
+
+_ELSEWHERE = 0.25  # weight of a run on another base model or data set; chosen by hand
+_STOPPED = 0.3
+"""Weight of a run that was stopped early. Its quality is a forecast; at full weight these gained nothing."""
+
+_NO_QUALITIES = np.array([50.0]), np.array([1.0])  # centre of the scale while nothing was measured
+_MAX_RUNS = 300
+"""Newest runs to learn from. It bounds the fit, whose time grows with the cube of the number of runs."""
+
 _NEAREST = 3
+"""Most similar runs that a prediction names. Chosen by hand: as many as a sentence can hold."""
+
 _STEPS = 4
-_FEW = 60
+"""Points on a parameter's axis to average over. Chosen by hand: each point costs one evaluation per parameter."""
+
+_REFIT_UP_TO = 60
+"""Runs up to which cross-validation refits the length scales. Chosen by hand: each fold costs a fit."""
+
 _FOLDS = 10
-_STACKED = 10
+"""Folds of that cross-validation. Chosen by hand: the usual number."""
+
+_STACKED_FROM = 10
+"""Runs needed to weigh process and forest. Chosen by hand: a weight from fewer errors is mostly noise."""
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A fitted model; see `fit`."""
+    """Predict quality and risk of failure of settings. Make one with `fit`."""
 
     space: Space
-    n: int
-    names: tuple[str, ...]
-    x: Array  # (n, d)
-    scale: NormalScores  # that qualities are predicted on
-    quality: GaussianProcess | None  # of qualities as scores
-    wary: GaussianProcess | None  # of the qualities themselves, a failed run counting as the worst that was measured
-    failure: GaussianProcess | None
-    votes: Forest | None
-    steps: Forest | None  # of qualities as scores
-    smooth: float  # share that the process has in an expectation, the forest having the rest
-    spread: float
-    base_rate: float
-    seen: tuple[float, ...]
-    best: float | None  # quality of our own best run
-    units: Array  # (n, number of searched parameters), where the runs lie in the unit cube
-    worth: Array  # (n,), qualities on our level, -inf where a run failed
-    weight: float  # runs that all this is worth
-    ends: tuple[str, ...]  # how each run failed, empty where it did not
+    n: int  # runs it was fitted to
+    names: tuple[str, ...]  # of these runs
+    x: Array  # (n, d), encoded settings of the runs
+    scale: NormalScores  # converts between qualities and the normal scores that are modelled
+    quality: GaussianProcess | None  # of normal scores; None below 3 measured runs
+    penalised: GaussianProcess | None  # of qualities, where failed runs count as the worst measured quality
+    failure: GaussianProcess | None  # of 0/1 failures; None if all runs failed or none did
+    failure_forest: Forest | None  # of 0/1 failures
+    quality_forest: Forest | None  # of normal scores
+    smooth: float  # weight of the process in an expected score; the forest has the rest
+    spread: float  # half width of an interval, in predicted standard deviations
+    base_rate: float  # share of failures, with the prior
+    seen: tuple[float, ...]  # measured qualities, levelled
+    best: float | None  # best quality on our base model and data set
+    units: Array  # (n, number of searched parameters), the runs in the unit cube
+    levels: Array  # (n,), levelled qualities; -inf for failed runs
+    weight: float  # number of own runs that the data is worth
+    ends: tuple[str, ...]  # how each run failed; empty if it did not
 
     @classmethod
     def fit(
         cls, history: Sequence[RunHistory], space: Space, failed_quality: float, base_model: str, dataset: str
     ) -> Surrogate:
-        """Learn from all runs that say something about their parameters; the newest 300 of them.
+        """Fit to the newest 300 runs that say something about their parameters.
 
-        Qualities and failures are each fitted by a Gaussian process. Predictions are made of the ranks of qualities,
-        as normal scores: some runs go to nothing, and a mean of qualities would follow them. Runs on another base
-        model or data set count a quarter, and their qualities are first moved by the difference of the means. Of a
-        run that was stopped early its forecast is learnt, with less weight: the best it had would speak against a
-        setting that needs its time.
+        Qualities and failures are each modelled by a Gaussian process and a forest. Qualities are first converted to
+        normal scores of their ranks, since a few collapsed runs would pull down every mean. Runs on another base
+        model or data set have a weight of a quarter, and their qualities are shifted by the difference of the means.
+        Runs that were stopped early count with the forecast of their best quality, at a lower weight: their
+        best quality so far would punish settings that improve late.
 
         Args:
-            history: all runs there are.
-            space: what is searched; parameters outside of it are not seen.
-            failed_quality: best quality (0-100) below which a run failed.
-            base_model: where predictions are for.
-            dataset: likewise.
+            history: All runs in the store.
+            space: Search space. Parameters outside of it are ignored.
+            failed_quality: Best quality (0-100) below which a run failed.
+            base_model: Base model to predict for.
+            dataset: Data set to predict for.
         """
         with one_thread():
             return cls._fit(history, space, failed_quality, (base_model, dataset))
@@ -91,7 +106,7 @@ class Surrogate:
     def _fit(
         cls, history: Sequence[RunHistory], space: Space, failed_quality: float, place: tuple[str, str]
     ) -> Surrogate:
-        runs = informative(history)[-_MOST:]
+        runs = informative(history)[-_MAX_RUNS:]
         x = np.array([space.encode(h.run.all_parameters) for h in runs]).reshape(len(runs), len(space.columns))
         own = np.array([_where(h) == place for h in runs], dtype=bool)
         weight = np.where(own, 1.0, _ELSEWHERE)
@@ -103,21 +118,23 @@ class Surrogate:
         measured = ~np.isnan(qualities)
         places = [_where(h) for h, m in zip(runs, measured, strict=True) if m]
         levelled = _levelled(qualities[measured], own[measured], places)
-        worth = np.full(len(runs), -math.inf)
-        worth[measured] = np.where(fails[measured] > 0, -math.inf, levelled)
-        scale = NormalScores.of(levelled, sure[measured]) if measured.any() else NormalScores.of(*_NOTHING)
+        levels = np.full(len(runs), -math.inf)
+        levels[measured] = np.where(fails[measured] > 0, -math.inf, levelled)
+        scale = NormalScores.of(levelled, sure[measured]) if measured.any() else NormalScores.of(*_NO_QUALITIES)
         scores = scale.score(levelled)
         process = _fit(x[measured], scores, sure[measured], 0.0)
-        steps = None if process is None else Forest.fit(x[measured], scores, sure[measured])
-        wary = None
+        forest = None if process is None else Forest.fit(x[measured], scores, sure[measured])
+        penalised = None
         if process is not None:
-            # Beside a cliff the risk alone is too mild, and what a run had before it broke is no promise.
-            fine = worth[np.isfinite(worth)]
-            penalised = np.where(np.isfinite(worth), worth, fine.min() if len(fine) else 0.0)
-            wary = GaussianProcess.fit(x, penalised, sure)
+            # The risk alone does not keep the search away from a cliff, and the quality that a run had before
+            # it failed promises nothing. So failed runs also count as the worst quality.
+            fine = levels[np.isfinite(levels)]
+            floored = np.where(np.isfinite(levels), levels, fine.min() if len(fine) else 0.0)
+            penalised = GaussianProcess.fit(x, floored, sure)
         smooth, spread = 1.0, math.inf
-        if process is not None and steps is not None:
-            smooth, spread = _calibrated(process, steps, x[measured], scores, sure[measured])
+        if process is not None and forest is not None:
+            smooth, spread = _calibrated(process, forest, x[measured], scores, sure[measured])
+        # If all runs failed or none did, there is no boundary to learn, and the base rate is all we know.
         risk = _fit(x, fails, weight, base_rate) if 0 < fails.sum() < len(fails) else None
         return cls(
             space=space,
@@ -126,23 +143,23 @@ class Surrogate:
             x=x,
             scale=scale,
             quality=process,
-            wary=wary,
+            penalised=penalised,
             failure=risk,
-            votes=None if risk is None else Forest.fit(x, fails, weight),
-            steps=steps,
+            failure_forest=None if risk is None else Forest.fit(x, fails, weight),
+            quality_forest=forest,
             smooth=smooth,
             spread=spread,
             base_rate=base_rate,
             seen=tuple(levelled),
             best=max(levelled[own[measured]], default=None),
             units=np.array([space.units(h.run.all_parameters) for h in runs]),
-            worth=worth,
+            levels=levels,
             weight=float(weight.sum()),
             ends=tuple(_kind(h) if bad else "" for h, bad in zip(runs, fails, strict=True)),
         )
 
     def predict(self, parameters: Mapping[str, ParameterValue]) -> Prediction:
-        """What a full set of parameters will bring; with fewer than 3 measured runs anything may happen."""
+        """Predict the result of a full set of parameters. Below 3 measured runs the interval is 0 to 100."""
         with one_thread():
             return self._predict(parameters)
 
@@ -171,7 +188,10 @@ class Surrogate:
         )
 
     def moments(self, x: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation of the quality at encoded settings (m, d): each (m,); needs 3 measured runs."""
+        """Return mean and standard deviation of the quality at encoded settings of shape (m, d): each (m,).
+
+        Below 3 measured runs these are the mean of the qualities and 30 points.
+        """
         if self.quality is None:
             centre = float(np.mean(self.seen)) if self.seen else 50.0
             return np.full(len(x), centre), np.full(len(x), 30.0)
@@ -180,30 +200,32 @@ class Surrogate:
         return self.scale.quality(mean), (above - below) / 2
 
     def _scores(self, x: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation of the score at encoded settings (m, d): each (m,)."""
+        """Return mean and standard deviation of the normal score at encoded settings of shape (m, d): each (m,)."""
         assert self.quality is not None
         mean, sd = self.quality.predict(x)
-        if self.steps is not None and self.smooth < 1.0:
-            mean = self.smooth * mean + (1 - self.smooth) * self.steps.predict(x)
+        if self.quality_forest is not None and self.smooth < 1.0:
+            mean = self.smooth * mean + (1 - self.smooth) * self.quality_forest.predict(x)
         return mean, sd
 
     def risks(self, x: Array) -> Array:
-        """Probability of failure at encoded settings (m, d): shape (m,), never quite 0 or 1."""
+        """Return the probability of failure at encoded settings of shape (m, d): shape (m,), in [0.01, 0.99]."""
         if self.failure is None:
-            return np.full(len(x), self.base_rate if self.n >= _LEAST else PRIOR_P_FAIL)
-        # Least-squares classification: the expectation of a 0/1 outcome is its probability. The forest sees the
-        # cliffs sooner, the process how far they reach: on measured tables their mean tells better than either.
+            return np.full(len(x), self.base_rate if self.n >= _MIN_RUNS else PRIOR_P_FAIL)
+        # Least-squares classification: the expectation of a 0/1 outcome is its probability. The forest finds cliffs
+        # sooner and the process how far they reach. On measured tables their mean predicts better than either.
         smooth = np.clip(self.failure.expectation(x), 0.0, 1.0)
-        return np.clip(smooth if self.votes is None else 0.5 * (smooth + self.votes.predict(x)), 0.01, 0.99)
+        both = smooth if self.failure_forest is None else 0.5 * (smooth + self.failure_forest.predict(x))
+        return np.clip(both, 0.01, 0.99)
 
     def importance(self) -> dict[str, float]:
-        """Share of the modelled variation of quality that each parameter has a part in; sums to 1.
+        """Return each parameter's share of the modelled variation of quality. The shares sum to 1.
 
-        Total-effect indices (Jansen, 1999) of the fitted surface. Empty before 3 runs were measured.
+        These are the total-effect indices (Jansen, 1999) of the fitted surface. Empty below 3 measured runs.
         """
         if self.quality is None:
             return {}
         d = len(self.space.names)
+        # Two independent samples side by side, as Jansen's estimator needs.
         units = qmc.Sobol(2 * d, rng=np.random.default_rng(0)).random_base2(8)  # (256, 2 d)
         first, other = (self.space.encode_units(part) for part in np.split(units, 2, axis=1))
         surface = self.quality.predict(first)[0]
@@ -223,7 +245,7 @@ class Surrogate:
         return tuple(self.names[i] for i in np.argsort(distance, kind="stable")[:_NEAREST])
 
     def _failures(self, point: Array, p_fail: float) -> dict[str, float]:
-        """The risk of failure shared out over the kinds seen, near ones counting more."""
+        """Split the risk of failure between the observed kinds of failure, weighted by their distance to the point."""
         if self.failure is None:
             return {}
         near = np.exp(-0.5 * self.failure.distances(point)[0])
@@ -232,7 +254,7 @@ class Surrogate:
         return {kind: p_fail * share / total for kind, share in shares.items()} if total > 0 else {}
 
     def _moves(self, parameters: Mapping[str, ParameterValue]) -> dict[str, float]:
-        """Quality points that each searched parameter's value gains against its mean over the parameter's span."""
+        """Return the quality points that each parameter's value gains over the mean along its axis."""
         if self.quality is None:
             return {}
         here = self.space.units(parameters)
@@ -246,7 +268,7 @@ class Surrogate:
 
 
 def _kind(run: RunHistory) -> str:
-    """How a run failed, without figures."""
+    """Return how a run failed, without numbers, so that equal failures can be counted."""
     return "low quality" if how_it_ended(run).startswith("quality") else how_it_ended(run)
 
 
@@ -263,34 +285,38 @@ def _where(run: RunHistory) -> tuple[str, str]:
 
 
 def _levelled(values: Array, own: NDArray[np.bool_], places: Sequence[tuple[str, str]]) -> Array:
-    """Qualities with each other place's mean moved onto ours; shrunk, since few runs make a poor mean."""
+    """Shift the qualities of each other base model or data set so that its mean matches ours.
+
+    The shift is shrunk where it rests on few runs, since their mean is uncertain.
+    """
     if own.sum() == 0 or own.all():
         return values
     result = values.copy()
     target = float(values[own].mean())
     for place in dict.fromkeys(p for p, mine in zip(places, own, strict=True) if not mine):
         here = np.array([p == place for p in places])
-        counts = 1 / (1 / own.sum() + 1 / here.sum())  # effective runs behind the difference
+        counts = 1 / (1 / own.sum() + 1 / here.sum())  # effective number of runs behind the difference
         result[here] += (target - values[here].mean()) * counts / (counts + 1)
     return result
 
 
 def _fit(x: Array, y: Array, weight: Array, mean: float | None) -> GaussianProcess | None:
-    return GaussianProcess.fit(x, y, weight, mean) if len(y) >= _LEAST else None
+    return GaussianProcess.fit(x, y, weight, mean) if len(y) >= _MIN_RUNS else None
 
 
-def _calibrated(process: GaussianProcess, steps: Forest, x: Array, y: Array, weight: Array) -> tuple[float, float]:
-    """The process's share in expectations, and the half width of intervals in predicted standard deviations.
+def _calibrated(process: GaussianProcess, forest: Forest, x: Array, y: Array, weight: Array) -> tuple[float, float]:
+    """Return the weight of the process in expectations, and the half width of intervals in standard deviations.
 
-    Both from errors where each run was left out of the model (jackknife+ and CV+, Barber et al. 2021), over our
-    own runs if there are some: the share that makes them least (stacking, Breiman 1996), and the conformal
-    quantile of what is left. Of few runs the length scales are fitted again without each fold, of many they
-    stay as they are. Where too few runs are there for the quantile, at least what Student's distribution asks.
+    Both come from prediction errors on left-out runs (jackknife+ and CV+, Barber et al. 2021), using only our own
+    runs if there are enough. The weight minimises these errors (stacking, Breiman 1996), and the half width is the
+    conformal quantile of the rest. Up to 60 runs, the length scales are refitted without each fold. If there are too
+    few runs for the quantile, the half width is at least that of Student's distribution.
     """
-    mean, sd = process.left_out() if len(y) > _FEW else _refitted(process, x, y, weight)
-    own = weight == weight.max() if (weight == weight.max()).sum() >= _LEAST else np.ones(len(y), dtype=bool)
-    share = _share(mean[own], steps.left_out[own], y[own])
-    error = y - share * mean - (1 - share) * steps.left_out
+    mean, sd = process.left_out() if len(y) > _REFIT_UP_TO else _refitted(process, x, y, weight)
+    # The highest weight usually marks finished runs on our own base model and data set.
+    own = weight == weight.max() if (weight == weight.max()).sum() >= _MIN_RUNS else np.ones(len(y), dtype=bool)
+    share = _share(mean[own], forest.left_out[own], y[own])
+    error = y - share * mean - (1 - share) * forest.left_out
     ranked = np.sort((np.abs(error) / sd)[own])
     rank = math.ceil((len(ranked) + 1) * _CONFIDENCE)
     if rank <= len(ranked):
@@ -300,15 +326,15 @@ def _calibrated(process: GaussianProcess, steps: Forest, x: Array, y: Array, wei
 
 
 def _share(smooth: Array, stepped: Array, y: Array) -> float:
-    """Weight of the first of two predictions at which their mean has least squared error, in [0, 1]."""
+    """Return the weight (0-1) of the first of two predictions that minimises the squared error of their mean."""
     apart = smooth - stepped
-    if len(y) < _STACKED or not apart.any():
+    if len(y) < _STACKED_FROM or not apart.any():
         return 1.0
     return min(max(float(apart @ (y - stepped)) / float(apart @ apart), 0.0), 1.0)
 
 
 def _refitted(process: GaussianProcess, x: Array, y: Array, weight: Array) -> tuple[Array, Array]:
-    """Mean and deviation of each run by a model fitted without its fold: each (n,)."""
+    """Return mean and standard deviation of each run, predicted without its fold: each (n,)."""
     folds = np.arange(len(y)) % min(len(y), _FOLDS)
     mean, sd = np.empty(len(y)), np.empty(len(y))
     for fold in np.unique(folds):
