@@ -108,7 +108,7 @@ def memorised(pixels: Tensor, training: Training) -> Tensor:
     return nearest < _COPY_DISTANCE * training.usual
 
 
-def near_twins(pixels: Sequence[Tensor]) -> list[bool]:
+def near_duplicates(pixels: Sequence[Tensor]) -> list[bool]:
     """Return which pictures (3, H, W) uint8 of any sizes are near duplicates of another one; all False below three."""
     if len(pixels) < 3:
         return [False] * len(pixels)
