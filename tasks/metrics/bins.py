@@ -32,6 +32,7 @@ class Bins:
         """Sort cells (B, 3, N, N) into cubes of 2 ** bits units a side."""
         flat = cells.flatten(2)
         cube = ((flat + UNIT // 2) >> bits).clamp_(0, 63)
+        # Sorting brings equal cubes together, so a running count of changes numbers them.
         key, order = ((cube[:, 0] * 64 + cube[:, 1]) * 64 + cube[:, 2]).sort(1)
         number = torch.zeros_like(order)
         number[:, 1:] = (key[:, 1:] != key[:, :-1]).cumsum(1)
@@ -45,6 +46,7 @@ class Bins:
     def dominant(self, mask: Tensor) -> Tensor:
         """Return the most frequent colour (B, 3) of a region: the mean of the fullest cube, after two mean shifts."""
         counts = self.count(mask)
+        # Unique numbers, so that no device has ties to break.
         place = torch.arange(counts.shape[1], device=mask.device)
         fullest = (counts * len(place) - place).argmax(1, keepdim=True)
         inside = mask.flatten(1)

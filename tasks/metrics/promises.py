@@ -32,6 +32,7 @@ class Promises:
         names = list(Expectation.model_fields)
         codes = [[getattr(e, name) for e in expectations] for name in names]
         most = max(1, *(len(c) for of_name in codes for c in of_name))
+        # Any colour pads: `given` masks it out.
         padded = [[*c, *["#000000"] * (most - len(c))] for of_name in codes for c in of_name]
         numbers = torch.tensor([len(c) for of_name in codes for c in of_name])
         given = (torch.arange(most) < numbers[:, None]).view(len(names), -1, most).to(device)

@@ -90,6 +90,7 @@ def measure(images: Tensor, expectations: Sequence[Expectation]) -> list[Picture
         One record a picture, rounded to four decimals. It does not depend on batch, order or number of threads.
         Decisions are made on whole numbers, so CPU and GPU agree within the rounding.
     """
+    # Threads share out pictures only on a CPU: one thread is enough to submit work to a GPU.
     workers = 1 if images.is_cuda else max(1, min(torch.get_num_threads(), len(images) // _PICTURES_PER_THREAD))
     fitting = _PIXELS_PER_BATCH // max(1, images.shape[-2] * images.shape[-1])
     size = max(1, min(fitting, -(-len(images) // workers)))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from tasks.training.config import TrainingConfig
 
 _WILDCARD = re.compile(r"\{([^{}]+)\}")
+# {{ and }} stand for literal braces: control characters hide them while wildcards are replaced.
 _BRACES = (("{{", "\x00"), ("}}", "\x01"))
 
 
@@ -63,6 +64,7 @@ class CaptionRules:
         """
         every = self.caption_dropout_every_n_epochs
         dropped = self.caption_dropout_rate and rng.random() < self.caption_dropout_rate
+        # Kohya drops all captions in every n-th epoch.
         if dropped or (every and epoch % every == 0):
             return ""
         line = self._line(caption, rng)
@@ -100,6 +102,7 @@ class CaptionRules:
 
     def _parts(self, line: str) -> tuple[list[str], list[str], list[str]]:
         """Return the fixed tags at the front, the tags that may change, and the fixed tags at the end."""
+        # One separator: fixed front, rest. Two: fixed front, rest, fixed end.
         if self.keep_tokens_separator and self.keep_tokens_separator in line:
             parts = [self._tags(part) for part in line.split(self.keep_tokens_separator, 2)]
             found = [[tag for tag in part if tag] for part in parts]

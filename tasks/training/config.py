@@ -129,6 +129,7 @@ def write_config(
     }
     document["places"] = {name: value for name, value in places.items() if value is not None}
     settable = [p for p in PARAMETERS.values() if not p.derived and parameters.get(p.name) is not None]
+    # `PARAMETERS` is ordered by category, as groupby needs.
     for category, group in itertools.groupby(settable, key=lambda p: p.category):
         document[str(category)] = {p.name: parameters[p.name] for p in group}
     path.parent.mkdir(parents=True, exist_ok=True)

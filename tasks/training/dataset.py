@@ -114,6 +114,7 @@ def dataset_fingerprint(folder: Path) -> str:
     for path, repeats in find_pictures(folder):
         digest.update(f"{path.relative_to(folder)}:{repeats}\n".encode())
         digest.update(path.read_bytes())
+        # Captions of any extension count: the fingerprint must not depend on caption_extension.
         for caption in sorted(path.parent.glob(glob.escape(path.stem) + ".*")):
             if caption.suffix.lower() not in ENDINGS and caption.is_file():
                 digest.update(caption.read_bytes())
@@ -208,7 +209,7 @@ def shifted_colours(picture: Image.Image, rng: random.Random) -> Image.Image:
     if rng.random() > 0.5:
         hue, *others = picture.convert("HSV").split()
         shift = round(rng.uniform(-16, 16) * 256 / 360)
-        turned = Image.fromarray(np.asarray(hue) + np.uint8(shift % 256))
+        turned = Image.fromarray(np.asarray(hue) + np.uint8(shift % 256))  # uint8 wraps around, as hue does
         return Image.merge("HSV", (turned, *others)).convert("RGB")
     power = rng.uniform(0.95, 1.05)
     return picture.point([min(255, int(value**power)) for value in range(256)] * 3)

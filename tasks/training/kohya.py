@@ -30,7 +30,7 @@ _DEFAULTS: Values = {
 """Kohya's defaults that differ from ours. By default kohya saves only the last epoch, hence the 10000."""
 
 _DEFAULT_STEPS = 1600  # sd-scripts' default of max_train_steps
-_ALIASES = {"dataset_repeats": "num_repeats", "caption_extention": "caption_extension"}
+_ALIASES = {"dataset_repeats": "num_repeats", "caption_extention": "caption_extension"}  # the misspelling is kohya's
 _METADATA_OPTIONS = (
     "training_comment", "metadata_title", "metadata_author", "metadata_description", "metadata_license",
     "metadata_tags", "metadata_usage_hint", "metadata_trigger_phrase",
@@ -66,6 +66,7 @@ def read_kohya(options: Mapping[str, Any]) -> tuple[TrainingConfig, list[str]]:
     file, dataset = given.pop("config_file", None), given.pop("dataset_config", None)
     if file is not None:
         path = Path(file)
+        # sd-scripts lets the ending be left out.
         path = path if path.suffix == ".toml" else path.with_name(f"{path.name}.toml")
         read = flatten(read_toml(path))
         dataset = dataset or read.pop("dataset_config", None)

@@ -113,7 +113,7 @@ class TensorCache:
 
     def _file(self, key: str) -> Path:
         assert self._folder is not None
-        return self._folder / key[:2] / f"{key[2:34]}.safetensors"
+        return self._folder / key[:2] / f"{key[2:34]}.safetensors"  # 256 sub-folders keep each of them small
 
 
 def digest(*modules: nn.Module) -> str:

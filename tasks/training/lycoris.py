@@ -90,6 +90,7 @@ class LoKr(Adapter):
 
 def loha_factors(layer: Layer, rank: int) -> dict[str, Tensor]:
     """Return new factors whose product is 0, by their names in a LoRA file."""
+    # Standard deviations as in LyCORIS; the zero in w2_a makes the change 0.
     out, inputs = layer.weight.shape[0], math.prod(layer.weight.shape[1:])
     return {
         "hada_w1_a": nn.init.normal_(torch.empty(out, rank), std=0.1),
@@ -166,6 +167,7 @@ def from_file(layer: Layer, tensors: Mapping[str, Tensor], dropouts: Dropouts = 
         parts = _as_for(layer, parts)
     try:
         adapter = kind(layer, parts, alpha, dropouts)
+        # Compute the weight once: tensors of a wrong shape must fail here, not in the first step.
         with torch.no_grad():
             adapter.merged()
     except (RuntimeError, AttributeError) as error:
@@ -214,4 +216,5 @@ def _as_for(layer: Layer, parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _kaiming(*shape: int) -> Tensor:
+    # a = sqrt(5) is the initialisation of nn.Linear, which kohya and LyCORIS use too.
     return nn.init.kaiming_uniform_(torch.empty(*shape), a=math.sqrt(5))

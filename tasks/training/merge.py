@@ -41,7 +41,7 @@ def by_layer(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Group a LoRA file's tensors by layer, then by the rest of their names."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
-        name, _, part = key.partition(".")
+        name, _, part = key.partition(".")  # layer names use underscores, so the first dot ends the name
         found.setdefault(name, {})[part] = tensor
     return found
 

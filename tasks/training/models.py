@@ -96,6 +96,7 @@ def _from_folder(name: str, dtype: torch.dtype) -> BaseModel:
         tokenizers.append(CLIPTokenizer.from_pretrained(name, subfolder="tokenizer_2"))
     return BaseModel(
         unet,
+        # SDXL's VAE overflows in float16, and latents are encoded only once.
         AutoencoderKL.from_pretrained(name, subfolder="vae", use_safetensors=True, dtype=torch.float32),
         tuple(encoders),
         tuple(tokenizers),

@@ -279,7 +279,7 @@ class LoRANetwork(nn.Module):
     def grow(self, factor: float) -> None:
         """Grow each layer to `factor` times its first rank, rounded up, without changing the output."""
         for _, layer in self.named_layers():
-            layer.grow(math.ceil(layer.first_rank * factor - 1e-9))
+            layer.grow(math.ceil(layer.first_rank * factor - 1e-9))  # a rounding error must not add a rank
 
     def kohya_state(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return the tensors of a LoRA file, on the CPU."""

@@ -57,9 +57,11 @@ def _make(name: str, groups: list[dict[str, Any]], arguments: dict[str, Any]) ->
     if name == "Adafactor":
         from transformers.optimization import Adafactor
 
+        # With its own defaults Adafactor ignores the learning rate and chooses one itself.
         adafactor: Optimizer = Adafactor(groups, **{"relative_step": False, "scale_parameter": False, **arguments})
         return adafactor
     package, module = _PACKAGES[name]
+    # find_spec, not an import: importing may fail for other reasons, which must not read as "not installed".
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         raise ConfigError(f"optimizer_type {name} needs the package {package}: install it, or choose AdamW")
     optimizer: Optimizer = getattr(importlib.import_module(module), name)(groups, **arguments)

@@ -83,6 +83,7 @@ class SdScriptsProcess(TrainerProcess):
         files = ["--config_file", str(self._train), "--dataset_config", str(self._dataset)]
         script = _SCRIPT_XL if is_sdxl(config) else _SCRIPT
         self._checkout, self._command = checkout, [str(python.absolute()), script, *files]
+        # 400 columns: tqdm must not shorten the bar that `_STEP` parses.
         self._environment |= {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "COLUMNS": "400", **_only(device)}
         self._watcher: threading.Thread | None = None
 

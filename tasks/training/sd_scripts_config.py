@@ -47,6 +47,7 @@ def write_tomls(config: TrainingConfig, train: Path, dataset: Path) -> None:
         **{n: p[n] if 0 < config.number(n) < 1 else config.integer(n) for n in ("lr_warmup_steps", "lr_decay_steps")},
         # New workers each epoch do not remember earlier shuffles, so a resumed run sees the same order.
         "max_data_loader_n_workers": 1 if cached else 2, "persistent_data_loader_workers": False,
+        # Only the newest state is needed to resume, and each is as large as the optimizer's.
         "save_state": True, "save_last_n_epochs_state": 1,
     }  # fmt: skip
     refuse_pickled_model(config.pretrained_model_name_or_path)

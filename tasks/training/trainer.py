@@ -165,10 +165,11 @@ class Trainer:
             self._position += len(group)
             self._trained += time.monotonic() - started
             self._save_step()
+            # Losses stay on the device until they are reported: reading one waits for the GPU.
             if time.monotonic() - reported_at > 1 or self.step == 1:
                 self._report_step(waiting)
                 reported_at, waiting = time.monotonic(), []
-                self._stop |= os.getppid() != self._parent
+                self._stop |= os.getppid() != self._parent  # an orphan gets another parent
             if self._stop:
                 self._losses += [loss.item() for loss in waiting]
                 return False
@@ -362,7 +363,7 @@ class Trainer:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB on Linux
 
     def _emit(self, event: Event) -> None:
         write_event(self._events, event)
@@ -398,7 +399,7 @@ class Trainer:
                 f"{self._state_file} was saved under another {changed[0]}: set it back to go on, "
                 "or remove the file to train anew"
             )
-        self._grow(state["rank"])
+        self._grow(state["rank"])  # first, so that the saved tensors fit
         for network, saved in zip(self._networks, state["networks"], strict=True):
             network.load_state_dict(saved)
         self._optimizer.load_state_dict(state["optimizer"])
