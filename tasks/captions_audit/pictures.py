@@ -56,9 +56,8 @@ def measured(entries: Sequence[Entry]) -> list[PictureMetrics]:
     pixels = [_pixels(entry) for entry in entries]
     for index, picture in enumerate(pixels):
         by_size.setdefault(tuple(picture.shape), []).append(index)
-    for some in (
-        same[i : i + _PICTURES_PER_BATCH] for same in by_size.values() for i in range(0, len(same), _PICTURES_PER_BATCH)
-    ):
+    size = _PICTURES_PER_BATCH
+    for some in (same[i : i + size] for same in by_size.values() for i in range(0, len(same), size)):
         promised = [expectation_of(entries[i].caption or "") for i in some]
         found.update(zip(some, measure(torch.stack([pixels[i] for i in some]), promised), strict=True))
     return [found[i] for i in range(len(entries))]

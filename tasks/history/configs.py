@@ -14,6 +14,7 @@ from tasks.training.config import flatten
 
 # The GUI's names that differ from kohya's.
 _GUI_NAMES = {"epoch": "max_train_epochs", "caption_dropout": "caption_dropout_rate"}
+# The GUI writes 0 where kohya's option is left out.
 _UNSET_IF_ZERO = ("unet_lr", "text_encoder_lr", "noise_offset", "min_snr_gamma", "multires_noise_iterations", "seed",
                   "max_train_steps", "max_train_epochs", "min_timestep", "scale_weight_norms")  # fmt: skip
 _GUI_MODULES = {"Standard": "networks.lora", "Kohya LoCon": "networks.lora", "LyCORIS/LoCon": "lycoris.kohya",

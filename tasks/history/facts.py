@@ -18,6 +18,7 @@ FIELDS = ("base_model", "dataset", "model_type", "num_images", "quality", "best_
           "started_at", "finished_at")  # fmt: skip
 """Fields of a run that are not training parameters."""
 
+# ss_ metadata, older versions of sd-scripts and hand-written tables use these names.
 OTHER_NAMES = {
     "dataset_repeats": "num_repeats", "caption_extention": "caption_extension", "batch_size": "train_batch_size",
     "image_resolution": "resolution", "max_resolution": "resolution", "optimizer": "optimizer_type",

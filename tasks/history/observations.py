@@ -13,6 +13,7 @@ import yaml
 from schema.errors import ConfigError, shown
 from tasks.history.facts import MOST, EpochFound, Fact, Found, Source, check_size, typed, whole_number
 
+# Columns of each kind, in order of preference.
 _RUN = ("run_name", "run", "output_name", "name")
 _EPOCH = ("epoch_number", "epoch")
 _SCORES = {

@@ -89,6 +89,7 @@ def detect_grid(scan: Scan) -> Grid:
     confidence = score.gather(1, chosen[:, None])[:, 0].clamp(0, 1)
     scale = sizes[chosen]
     left, top = (_offset(kappa, chosen) for kappa in kappas)
+    # Smooth pictures reach a confidence of 0.15 by chance.
     found = (confidence > 0.22) & (scale >= 3)
     stand_in = max(1.0, max(width, height) / _STAND_IN_CELLS)
     return Grid(
@@ -235,7 +236,8 @@ def _combs(side: int, scales: tuple[float, ...], device: torch.device) -> Combs:
     place, there = torch.zeros(len(scales), most + 2, dtype=torch.int64), []
     for number, s in enumerate(scales):
         many = math.ceil(s) + 2
-        # A fractional line falls on the nearest pixel border, of two equally near ones on the first.
+        # A fractional line falls on the nearest pixel border, of two equally near ones on the first; 1e-9 decides
+        # such ties the same way despite rounding.
         nearest = torch.remainder(line - offsets[:many] + 0.5 + 1e-9, s) < 1
         place[number, :many] = torch.arange(many) + sum(c.shape[1] for c in combs)
         combs.append(nearest.float())

@@ -97,9 +97,8 @@ def _fullest_bins(cells: Bins, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count = cells.count(mask)
     size = count.shape[1]
     number = torch.arange(size, device=mask.device)
-    top = (
-        (count * size + (size - 1 - number)).topk(min(_MAX_COLOURS, size), dim=1).indices
-    )  # numbers are unique, so no device breaks ties
+    # The numbers are unique, so that no device has ties to break.
+    top = (count * size + (size - 1 - number)).topk(min(_MAX_COLOURS, size), dim=1).indices
     rank = torch.arange(top.shape[1], device=mask.device).expand_as(top)
     place = torch.full_like(count, _MAX_COLOURS).scatter_(1, top, rank).gather(1, cells.number)
     sums = torch.zeros(len(count), 3, _MAX_COLOURS + 1, device=mask.device, dtype=torch.int32)

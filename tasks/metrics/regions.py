@@ -240,6 +240,7 @@ class Materials:
         palette = Palette.of(cells, mask)
         colours, live = palette.colours[:, :_MAX_MATERIALS], palette.counts[:, :_MAX_MATERIALS] > 0
         both = live[:, :, None] & live[:, None, :]
+        # Lightness at weight 0.6: shading differs more in lightness than in hue.
         apart = distance(colours.transpose(1, 2)[..., :, None], colours.transpose(1, 2)[..., None, :], 0.6)
         near, shades = (apart < _SAME_COLOUR) & both, _shades(colours) & both
         return cls(colours, live, near, shades, palette.member.clamp_max(_MAX_MATERIALS))
@@ -251,7 +252,7 @@ class Materials:
 
     def count_solid(self, mask: Tensor) -> Tensor:
         """Count the cells of each colour in a region that belong to a 2 x 2 block of that colour, (B, K) int64."""
-        # Outside the region each column gets its own negative number, so that no block can form there.
+        # Outside the region neighbouring columns get different negative numbers, so that no block can form there.
         corner = torch.where(mask, self.member, -1 - torch.arange(mask.shape[2], device=mask.device))
         rows = corner[:, 1:] == corner[:, :-1]
         return self.count(_blocks(rows[:, :, 1:] & rows[:, :, :-1] & (corner[:, 1:, 1:] == corner[:, 1:, :-1])))
@@ -317,6 +318,7 @@ def _background(cells: Tensor, valid: Tensor, ring: Tensor, bins: Bins) -> tuple
         rest = rim & ~near
         colour = bins.dominant(rest)
         mine = distance(cells, colour[..., None, None]) < _BACKGROUND_REACH
+        # A step of a gradient lies less than two reaches from the colour before it.
         gradient = torch.stack([distance(colour, g) for g in grounds]).amin(0) < 1.9 * _BACKGROUND_REACH
         accepted = (share(mine & rest, rim) > 0.05) & (gradient | _is_pattern(mine & rim, valid))
         grounds.append(torch.where(accepted[:, None], colour, first))
@@ -342,6 +344,7 @@ def _skin(materials: Materials, figure: Tensor) -> tuple[Tensor, Tensor, Tensor]
     counts only if at least 60 % of it lies in the face or below: hair often has the same hue.
     """
     height, side = _place(figure)
+    # On a bust the face lies in the middle: below the hair, above the clothes, between the sides.
     middle = figure & (height > 0.30) & (height < 0.70) & (side.abs() < 0.25)
     light, a, b = materials.colours.double().unbind(2)
     # Human skin lies between pink and yellow and is neither dark nor grey. Such colours get three times the votes;
@@ -380,7 +383,7 @@ def _face_box(skin: Tensor, figure: Tensor) -> Tensor:
     wide = rows * 10 >= 4 * rows.amax(1, keepdim=True)
     top = torch.where(wide, index, len(index)).amin(1)
     width = rows.amax(1)
-    bottom = top + (1.25 * width).ceil().long()
+    bottom = top + (1.25 * width).ceil().long()  # a face is at most a quarter higher than it is wide
     within = middle & (index[None, :, None] >= top[:, None, None]) & (index[None, :, None] <= bottom[:, None, None])
     columns = within.sum(1)
     tall = columns * 10 >= 3 * columns.amax(1, keepdim=True).clamp_min(1)
@@ -433,7 +436,7 @@ def _shades(colours: Tensor) -> Tensor:
     apart = ((a[:, :, None] - a[:, None]).square() + (b[:, :, None] - b[:, None]).square()).sqrt()
     lighter = (light[:, :, None] - light[:, None]).abs()
     cosine = (a[:, :, None] * a[:, None] + b[:, :, None] * b[:, None]) / (chroma[:, :, None] * chroma[:, None] + 1e-12)
-    grey = chroma < 0.035
+    grey = chroma < 0.035  # below it the hue of a colour is noise
     hued = ~grey[:, :, None] & ~grey[:, None]
     same_hue = hued & (cosine > 0.94) & (lighter < 0.30) & (apart < 0.12)
     both_grey = grey[:, :, None] & grey[:, None] & (lighter < 0.18)

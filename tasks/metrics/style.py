@@ -15,10 +15,7 @@ from tasks.metrics.colour import UNIT
 from tasks.metrics.grid import Grid, amid_cells, cell_of_pixels
 from tasks.metrics.scan import STEP, Scan, step
 
-_STEP_STRENGTH = (
-    0.035,
-    0.07,
-)  # mean visible step, OKLab: JPEG blocks lie below the first, drawn edges above the second
+_STEP_STRENGTH = (0.035, 0.07)  # mean visible step, OKLab: JPEG blocks lie below, drawn edges above
 _EVENNESS_RANGE = (0.40, 0.65)  # `Grid.evenness`: layouts of large shapes lie below, art drawn cell by cell above
 _UNEVEN_LOSS = 0.38  # of purity for uneven grids; not more, because patterned backgrounds are uneven too
 _WRONG_COLOUR = 410  # 0.1 in OKLab: a pixel this far from its cell's colour belongs to another shape
@@ -84,7 +81,9 @@ def measure_style(scan: Scan, grid: Grid, cells: Tensor, valid: Tensor) -> Style
     whole = 1 - _CUT_LOSS * ((wrong / edges.clamp_min(1e-6) - clean) / (cut - clean)).clamp(0, 1)
     gridded = ((grid.confidence - _CHANCE_CONFIDENCE) / 0.5).clamp(0, 1) * strong * drawn * whole * grid.found
     flat = (1 - residual.sum((1, 2)).double() / residual[0].numel() / (0.1 * UNIT)).clamp(0, 1)
+    # A weighted geometric mean, so that no grid means no purity, however sharp the edges are.
     purity = gridded**0.7 * sharp**0.1 * flat**0.2
+    # A logistic of three signs of a photograph: gradients, soft edges, no grid. Coefficients are tuned by hand.
     smooth = ((scan.gradient - 0.02) / 0.33).clamp(0, 1)
     photo = torch.sigmoid(1.6 * (3.2 * smooth + 2 * (1 - sharp) + 1.5 * (1 - gridded) - 3.7))
     return Style(

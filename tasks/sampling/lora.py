@@ -26,6 +26,7 @@ LOADING = threading.Lock()
 
 _ADAPTER = "lora"
 _DOWN = ".lora_down.weight"
+# Tensors that diffusers refuses, or for DoRA gets wrong: these files are loaded with our own layers.
 _LYCORIS = re.compile(r"\.(hada_|lokr_|dora_scale)")
 _BROKEN = (OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError, SafetensorError)
 """Errors that diffusers raises for files that are not a LoRA for the model."""

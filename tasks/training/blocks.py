@@ -13,8 +13,10 @@ from diffusers import UNet2DConditionModel
 
 from schema.errors import ConfigError, shown
 
+# diffusers' paths inside a UNet; the last group is the path within the block.
 _PLACE = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 _MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
+# Names of the original code for the layers of a residual block.
 _IN_RESNET = {
     "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",

@@ -24,6 +24,8 @@ INTERPOLATIONS = {
 """Kohya's names of resampling filters."""
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+"""Endings of picture files, in lower case."""
+
 MOST_CAPTION_BYTES = 2**20
 """Largest caption file that is read. Captions have some hundred bytes."""
 

@@ -49,7 +49,9 @@ _SUBSET_OPTIONS = {
 }  # fmt: skip
 _SUBSET_ONLY_OPTIONS = {"image_dir", "is_reg", "class_tokens"}
 
+# Options that are refused unless they have this value, which is what this trainer does anyway.
 _ALLOWED = {"save_model_as": "safetensors", "network_multiplier": 1}
+# Optimizers whose own default of weight_decay is 0.01; that of all others is 0.
 _ADAM = ("AdamW", "AdamW8bit", "PagedAdamW8bit")
 
 

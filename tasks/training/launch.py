@@ -166,11 +166,9 @@ class TrainerProcess:
 
     def _may_start_cold(self, final: Event | None) -> bool:
         """Return whether a warm trainer's end is no fault of the trial; if so, all further starts are cold."""
-        if (
-            self._stop_requested
-            or not isinstance(self._process, Fork)
-            or isinstance(final, FailedEvent | FinishedEvent)
-        ):
+        if self._stop_requested or not isinstance(self._process, Fork):
+            return False
+        if isinstance(final, FailedEvent | FinishedEvent):
             return False
         if final is None or isinstance(final, StoppedEvent) or self._process.orphaned:
             self._warm = None

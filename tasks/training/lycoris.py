@@ -175,6 +175,7 @@ def from_file(layer: Layer, tensors: Mapping[str, Tensor], dropouts: Dropouts = 
     return adapter
 
 
+# Factors that can be read; others, such as LyCORIS' tucker cores, would change the result if ignored.
 _READ = {
     "lora_down.weight", "lora_up.weight", *LoHa.axes, *LoKr.axes, "lokr_w1", "lokr_w2", "dora_scale",
 }  # fmt: skip

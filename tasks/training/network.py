@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from schema.errors import ConfigError
 
+# Names of module classes, as in kohya's networks.lora.
 UNET_BLOCKS = {"Transformer2DModel"}
 UNET_CONV_BLOCKS = {"ResnetBlock2D", "Downsample2D", "Upsample2D"}
 TEXT_BLOCKS = {"CLIPAttention", "CLIPMLP"}

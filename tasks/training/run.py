@@ -20,7 +20,7 @@ from tasks.training.kohya import options_of, read_kohya
 if TYPE_CHECKING:
     from tasks.training.models import BaseModel
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # the disk is full, or the user's quota is
 _EARLIER_TRAINER_SECONDS = 60.0  # time for an earlier trainer to save its state, twice what `launch` allows one
 
 

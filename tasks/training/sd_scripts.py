@@ -46,6 +46,7 @@ _SCRIPT, _SCRIPT_XL = "train_network.py", "sdxl_train_network.py"
 _POLL_SECONDS = 0.1  # short enough that `stop` and the end of sd-scripts are noticed at once
 _KILL_GRACE = 5.0  # seconds after SIGTERM; sd-scripts saves nothing then, so there is no reason to wait long
 _REPORT_SECONDS = 1.0  # at most one step event a second, as our own trainer writes them
+# Lines that sd-scripts prints: tqdm's bars, counts before training, and names of files about to be written.
 _STEP = re.compile(r"steps:\s+\d+%\|.*\|\s*(\d+)/\d+ \[.*?avr_loss=([-+.\w]+)[,\]]")
 _VALIDATION = re.compile(r"epoch validation steps:.*val_epoch_avg_loss=([-+.\w]+)[,\]]")
 _COUNT = re.compile(r"\s*(num epochs|total optimization steps)\b.*: (\d+)\s*$")
