@@ -141,7 +141,7 @@ def _optimizer(config: TrainingConfig, done: Progress) -> str:
 
 def _base(path: Path, cache_dir: Path | None) -> dict[str, Any]:
     """Return name and hashes of the base model: the old hash of 64 KB after the first megabyte, and SHA-256."""
-    old, new = ("IsADirectory", "IsADirectory") if path.is_dir() else ("NOFILE", "NOFILE")  # kohya's words
+    old, new = ("IsADirectory", "IsADirectory") if path.is_dir() else ("NOFILE", "NOFILE")  # as kohya writes it
     if path.is_file():
         with path.open("rb") as file:
             file.seek(0x100000)

@@ -122,7 +122,7 @@ class SdScriptsProcess(TrainerProcess):
             with self._log.open("a", encoding="utf-8") as log:
                 for line in _lines(process):
                     if line and not reader.line(line):
-                        log.write(re.sub(r" {20,}", "  ", line.rstrip()) + "\n")  # padded to 400 columns
+                        log.write(re.sub(r" {20,}", "  ", line.rstrip()) + "\n")  # tqdm pads its bars to 400 columns
                         log.flush()
                     reader.look(process.pid)
                     if reader.failed:
