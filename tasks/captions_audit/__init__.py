@@ -1,1 +1,1 @@
-"""The data doctor: what is wrong with pictures and captions before a night is spent on them."""
+"""Check the pictures and captions of a data set before a training run is spent on them."""

@@ -1,4 +1,4 @@
-"""The audit of a data set: all checks together."""
+"""Run all checks of a data set."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ def audit_dataset(folder: Path, parameters: Parameters, tokens: Tokens = least_t
     """Check a data set before training.
 
     Args:
-        folder: pictures with captions, as kohya lays them out.
-        parameters: of the training to come; those of captions and data count.
-        tokens: counts a caption's tokens; the default counts too few rather than too many.
+        folder: pictures with captions, in kohya's layout.
+        parameters: parameters of the planned training; only those of captions and data are used.
+        tokens: counts a caption's tokens; the default is a lower bound, so it raises no false alarm.
+
+    Returns:
+        The findings, most severe first, with the balance of attributes and the protected tags.
 
     Raises:
-        BadDataError: no folder or no pictures.
+        BadDataError: there is no such folder, or it has no pictures.
     """
     extension = str(parameters.get("caption_extension") or ".txt")
     entries = read_entries(folder, extension)
@@ -37,7 +40,7 @@ def audit_dataset(folder: Path, parameters: Parameters, tokens: Tokens = least_t
 
 
 def model_tokens(base_model: Path) -> Tokens | None:
-    """Counts with the tokenizer of a base model's folder; None where it has none there."""
+    """Return a token counter that uses the tokenizer in a base model's folder; None if there is none."""
     if not (base_model / "tokenizer").is_dir():
         return None
     from transformers import CLIPTokenizer

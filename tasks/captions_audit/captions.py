@@ -1,4 +1,4 @@
-"""What is wrong with captions, read by themselves."""
+"""Check captions without looking at the pictures."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from schema.prompts import ATTRIBUTES, COLOUR_WORDS, expectation_of
 from tasks.captions_audit.found import Entry, finding
 
 Tokens = Callable[[str], int]
-"""Tokens of a caption, the marks at its ends left out."""
+"""Function that counts a caption's tokens, without start and end tokens."""
 
 _HEX = re.compile(r"#[0-9a-fA-F]{6}\b")
 _SIDES = frozenset(("left", "right"))
-_COMMON = 0.9  # share of the captions from which a tag belongs to all
-_DOMINANT = 0.6
-_RARE = 3
+_TRIGGER_SHARE = 0.9  # of the captions that begin with one tag; not 1.0, because a few captions may lack the trigger
+_DOMINANT_SHARE = 0.6  # of the examples of an attribute, above which one value crowds out the others. Chosen by hand
+_MIN_EXAMPLES = 3  # fewer examples are too few to learn an attribute. Chosen by hand
 _NO_NOUN = frozenset(("dark", "light", "pale", "bright", "and", "colour", "color", "hex", "code"))
-# What CLIP's tokenizer parts before it knows its vocabulary; a piece is at least one token.
+# CLIP's tokenizer splits text like this before it looks at its vocabulary; each piece is at least one token.
 _PIECES = re.compile(r"[^\W\d_]+|\d|[^\s\w]+|_")
 
 
 def least_tokens(caption: str) -> int:
-    """Tokens that a caption has at least with any of CLIP's tokenizers."""
+    """Return a lower bound of a caption's tokens that holds for all of CLIP's tokenizers."""
     return len(_PIECES.findall(caption))
 
 
 def caption_findings(entries: Sequence[Entry], parameters: Parameters, tokens: Tokens) -> list[AuditFinding]:
-    """All checks that need the captions alone.
+    """Run all checks that need only the captions.
 
     Args:
         entries: the data set.
-        parameters: of the training; kohya's names.
+        parameters: parameters of the training, by kohya's names.
         tokens: counts a caption's tokens.
     """
     written = [entry for entry in entries if entry.caption]
@@ -51,7 +51,7 @@ def caption_findings(entries: Sequence[Entry], parameters: Parameters, tokens: T
 
 
 def balance(entries: Sequence[Entry]) -> dict[str, dict[str, int]]:
-    """By attribute, the words that stand before its noun and how many captions have them."""
+    """Return, for each attribute, the words before its noun and how often they occur, most frequent first."""
     counts: dict[str, Counter[str]] = {}
     for entry in entries:
         for tag in entry.tags:
@@ -64,7 +64,7 @@ def balance(entries: Sequence[Entry]) -> dict[str, dict[str, int]]:
 
 
 def protected_tags(entries: Sequence[Entry], parameters: Parameters) -> tuple[str, ...]:
-    """The tags that shuffling and tag dropout leave in front, the commonest first."""
+    """Return up to 20 tags that keep_tokens protects from shuffling and tag dropout, most frequent first."""
     kept = int(parameters.get("keep_tokens") or 0)
     return tuple(tag for tag, _ in Counter(tag for e in entries for tag in e.tags[:kept]).most_common(20))
 
@@ -89,7 +89,7 @@ def _shared_codes(entries: Sequence[Entry]) -> list[AuditFinding]:
 
 
 def shares_code(entry: Entry) -> bool:
-    """Whether two different things have the same code; a thing named twice may."""
+    """Return whether two different features share a hex code; one feature may be named twice."""
     owners: dict[str, set[str]] = {}
     for tag in entry.tags:
         noun = _noun(tag)
@@ -99,7 +99,7 @@ def shares_code(entry: Entry) -> bool:
 
 
 def _noun(tag: str) -> str:
-    """The attribute that a tag names, or else its words that are no colours; "" for none."""
+    """Return the attribute that a tag names, else its words that are not colours; "" if there are none."""
     promised = [name for name in expectation_of(tag).model_fields_set if getattr(expectation_of(tag), name)]
     if promised:
         return promised[0]
@@ -128,10 +128,10 @@ def _too_long(entries: Sequence[Entry], parameters: Parameters, tokens: Tokens) 
     limit = int(parameters.get("max_token_length") or 75)
     bad = [e for e in entries if tokens(e.caption or "") > limit]
     larger = next((n for n in (150, 225) if n > limit), None)
-    mend = f"set max_token_length = {larger}, or shorten them" if larger else "shorten them"
+    fix = f"set max_token_length = {larger}, or shorten them" if larger else "shorten them"
     return finding(
         "too_many_tokens", Level.WARNING, bad, entries,
-        f"have captions of more than max_token_length = {limit} tokens, and the rest is never read", mend,
+        f"have captions of more than max_token_length = {limit} tokens, and the rest is never read", fix,
     )  # fmt: skip
 
 
@@ -139,18 +139,19 @@ def _sided(entries: Sequence[Entry], parameters: Parameters) -> list[AuditFindin
     flips = bool(parameters.get("flip_aug"))
     bad = [e for e in entries if _SIDES & set(re.findall(r"[a-z]+", (e.caption or "").lower()))]
     level = Level.WARNING if flips else Level.NOTE
-    told = "name a side (left, right)" + (" although flip_aug mirrors them" if flips else "")
-    return finding("sided_tags", level, bad, entries, told, "set flip_aug = false, or leave sides out of the captions")
+    sentence = "name a side (left, right)" + (" although flip_aug mirrors them" if flips else "")
+    fix = "set flip_aug = false, or leave sides out of the captions"
+    return finding("sided_tags", level, bad, entries, sentence, fix)
 
 
 def _unprotected(entries: Sequence[Entry], parameters: Parameters) -> list[AuditFinding]:
-    """A tag that stands first in all captions is the trigger; shuffling moves it unless it is kept."""
+    # A tag that begins nearly all captions is the trigger; shuffling moves it unless keep_tokens protects it.
     moves = bool(parameters.get("shuffle_caption")) or bool(parameters.get("caption_tag_dropout_rate"))
     kept = int(parameters.get("keep_tokens") or 0)
     if not entries or not moves or kept > 0 or parameters.get("keep_tokens_separator"):
         return []
     first, many = Counter(e.tags[0] for e in entries if e.tags).most_common(1)[0]
-    if many < _COMMON * len(entries):
+    if many < _TRIGGER_SHARE * len(entries):
         return []
     bad = [e for e in entries if e.tags and e.tags[0] == first]
     return finding(
@@ -166,12 +167,12 @@ def _unbalanced(entries: Sequence[Entry]) -> list[AuditFinding]:
         total = sum(values.values())
         common, many = next(iter(values.items()))
         holders = [e for e in entries if any(f"{common} " in tag.lower() for tag in e.tags)]
-        if len(values) > 1 and many > _DOMINANT * total and total >= _RARE:
+        if len(values) > 1 and many > _DOMINANT_SHARE * total and total >= _MIN_EXAMPLES:
             found += finding(
                 "unbalanced", Level.NOTE, holders, entries, f"have the {attribute} {common!r}, the others less",
                 f"add pictures with another {attribute}, or repeat those less",
             )  # fmt: skip
-        if total < _RARE:
+        if total < _MIN_EXAMPLES:
             found += finding(
                 "rare_attribute", Level.NOTE, [e for e in entries if _names(e, attribute)], entries,
                 f"show a {attribute}: too few to learn it", f"add pictures with a {attribute}",

@@ -1,4 +1,4 @@
-"""A data set as the audit reads it, and how a finding is worded."""
+"""Read a data set for the audit, and build findings."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from schema.readers import read_text
 from tasks.pictures import open_picture, reduced
 from tasks.training.dataset import MOST_CAPTION_BYTES, caption_path, class_tokens, find_pictures
 
-_SHOWN = 5
+_MAX_NAMES = 5  # files named in a finding: enough to find the problem, few enough for one line
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture of the data set.
+    """Hold one picture of the data set with its caption.
 
     Attributes:
-        caption: None where there is no caption file, or none that can be read.
-        picture: RGB, reduced to at most 1024 pixels a side; None where the file is not a picture.
-        size: width and height of the file, in pixels; (0, 0) where it is not a picture.
-        step: pixels of the file that a pixel of `picture` stands for.
-        digest: of the file's pixels; equal pictures have equal ones.
+        path: the file.
+        caption: None if there is no readable caption file.
+        picture: RGB, reduced to at most 1024 pixels a side; None if the file is not a picture.
+        size: width and height of the file, in pixels; (0, 0) if it is not a picture.
+        step: pixels of the file per pixel of `picture`, along a side.
+        digest: hash of the file's pixels; equal pictures have equal hashes.
     """
 
     path: Path
@@ -39,15 +40,15 @@ class Entry:
 
     @property
     def tags(self) -> list[str]:
-        """The caption's parts between commas."""
+        """Return the caption's parts between commas."""
         return [tag.strip() for tag in (self.caption or "").split(",") if tag.strip()]
 
 
 def read_entries(folder: Path, caption_extension: str) -> list[Entry]:
-    """All pictures of a data set with their captions, whatever is wrong with them.
+    """Return all pictures of a data set with their captions, including those that cannot be read.
 
     Raises:
-        BadDataError: no folder or no pictures.
+        BadDataError: there is no such folder, or it has no pictures.
     """
     paths = [path for path, _ in find_pictures(folder)]
     captioned = {path.parent for path in paths if caption_path(path, caption_extension).exists()}
@@ -65,15 +66,20 @@ def read_entries(folder: Path, caption_extension: str) -> list[Entry]:
 def finding(
     check: str, level: Level, bad: Sequence[Entry], among: Sequence[Entry], sentence: str, mend: str
 ) -> list[AuditFinding]:
-    """A finding about some entries among all of them; none where there is nothing bad.
+    """Return a finding about the bad entries; an empty list if there are none.
 
     Args:
-        sentence: what is wrong with them, behind "3 of 48 pictures".
+        check: identifier of the check.
+        level: severity.
+        bad: the entries with the problem.
+        among: all entries that were checked.
+        sentence: the problem, as the rest of a sentence that begins "3 of 48 pictures".
+        mend: how to fix it.
     """
     if not bad:
         return []
-    names = tuple(entry.path.name for entry in bad[:_SHOWN])
-    shown = ", ".join(names) + (", ..." if len(bad) > _SHOWN else "")
+    names = tuple(entry.path.name for entry in bad[:_MAX_NAMES])
+    shown = ", ".join(names) + (", ..." if len(bad) > _MAX_NAMES else "")
     return [
         AuditFinding(
             check=check, level=level, sentence=f"{len(bad)} of {len(among)} pictures {sentence} ({shown})", mend=mend,

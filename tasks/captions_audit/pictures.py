@@ -1,4 +1,4 @@
-"""What is wrong with the pictures of a data set, and with captions held against them."""
+"""Check the pictures of a data set, and whether captions match them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from schema.prompts import expectation_of
 from schema.runs import PictureMetrics
 from tasks.captions_audit.captions import shares_code
 from tasks.captions_audit.found import Entry, finding
-from tasks.metrics.sets import near_twins
+from tasks.metrics.sets import near_duplicates
 from tasks.metrics.suite import measure
 from tasks.pictures import LEAST_SIDE
 
-_BATCH = 32
-_WRONG = 40.0  # a colour score below is another colour, not another shade
-_SOFT = 0.3  # share of edges that take more than a pixel
-_WHOLE = 0.02  # of an art pixel
-_FEW = 15
-_LEAST_SHARE = 0.05  # of the pictures: fewer wrong colours are doubts of the measurement
+_PICTURES_PER_BATCH = 32  # of one size, stacked for `measure`, which splits large pictures further itself
+_WRONG_COLOUR_SCORE = 40.0  # a lower colour score means another colour, not another shade
+_SOFT_EDGE_SHARE = 0.3  # of edges that take more than one pixel. Chosen by hand
+_SCALE_TOLERANCE = 0.02  # pixels: a measured grid is a whole number within this
+_MIN_PICTURES = 15  # fewer pictures are memorised rather than learnt. Chosen by hand
+_MIN_MISMATCH_SHARE = 0.05  # of the pictures: fewer wrong colours may be errors of the measurement
 
 
 def picture_findings(entries: Sequence[Entry], parameters: Parameters) -> list[AuditFinding]:
-    """All checks that look at pictures.
+    """Run all checks that look at the pictures.
 
     Args:
         entries: the data set.
-        parameters: of the training; kohya's names.
+        parameters: parameters of the training, by kohya's names.
     """
     opened = [entry for entry in entries if entry.picture is not None]
     readable = [entry for entry in opened if entry.picture is not None and min(entry.picture.size) >= LEAST_SIDE]
@@ -42,7 +42,7 @@ def picture_findings(entries: Sequence[Entry], parameters: Parameters) -> list[A
         *_tiny(opened),
         *_few(readable),
         *_sizes(readable, parameters),
-        *_twins(readable),
+        *_duplicates(readable),
         *_grids(readable, figures),
         *_soft(readable, figures),
         *_mismatched(readable, figures),
@@ -50,20 +50,20 @@ def picture_findings(entries: Sequence[Entry], parameters: Parameters) -> list[A
 
 
 def measured(entries: Sequence[Entry]) -> list[PictureMetrics]:
-    """Measurements of readable pictures against their own captions, in order."""
+    """Measure readable pictures against their own captions; the results are in the order of `entries`."""
     found: dict[int, PictureMetrics] = {}
     by_size: dict[tuple[int, ...], list[int]] = {}
     pixels = [_pixels(entry) for entry in entries]
     for index, picture in enumerate(pixels):
         by_size.setdefault(tuple(picture.shape), []).append(index)
-    for some in (same[i : i + _BATCH] for same in by_size.values() for i in range(0, len(same), _BATCH)):
+    size = _PICTURES_PER_BATCH
+    for some in (same[i : i + size] for same in by_size.values() for i in range(0, len(same), size)):
         promised = [expectation_of(entries[i].caption or "") for i in some]
         found.update(zip(some, measure(torch.stack([pixels[i] for i in some]), promised), strict=True))
     return [found[i] for i in range(len(entries))]
 
 
 def _pixels(entry: Entry) -> Tensor:
-    """(3, H, W) uint8."""
     return torch.from_numpy(np.array(entry.picture)).permute(2, 0, 1)
 
 
@@ -81,11 +81,11 @@ def _tiny(entries: Sequence[Entry]) -> list[AuditFinding]:
 
 
 def _few(entries: Sequence[Entry]) -> list[AuditFinding]:
-    if len({e.digest for e in entries}) >= _FEW:
+    if len({e.digest for e in entries}) >= _MIN_PICTURES:
         return []
     return finding(
         "few_pictures", Level.WARNING, entries, entries,
-        f"are all there are, and fewer than {_FEW} are learnt by heart",
+        f"are all there are, and fewer than {_MIN_PICTURES} are learnt by heart",
         "add different pictures; repeats are no substitute",
     )  # fmt: skip
 
@@ -110,13 +110,14 @@ def _sizes(entries: Sequence[Entry], parameters: Parameters) -> list[AuditFindin
     return found
 
 
-def _twins(entries: Sequence[Entry]) -> list[AuditFinding]:
+def _duplicates(entries: Sequence[Entry]) -> list[AuditFinding]:
     contents = [e.digest for e in entries]
     counts = Counter(contents)
     equal = [e for e, content in zip(entries, contents, strict=True) if counts[content] > 1]
-    first = [i for i, content in enumerate(contents) if content not in contents[:i]]  # copies would hide the usual
-    near = near_twins([_pixels(entries[i]) for i in first])
-    alike = [entries[i] for i, twin in zip(first, near, strict=True) if twin]
+    # One picture of each content: exact copies would make the usual distance 0.
+    first = [i for i, content in enumerate(contents) if content not in contents[:i]]
+    near = near_duplicates([_pixels(entries[i]) for i in first])
+    alike = [entries[i] for i, is_near in zip(first, near, strict=True) if is_near]
     return [
         *finding("duplicates", Level.WARNING, equal, entries, "are equal to another one, pixel for pixel",
                  "remove the copies, or set num_repeats on purpose"),
@@ -127,7 +128,7 @@ def _twins(entries: Sequence[Entry]) -> list[AuditFinding]:
 
 def _grids(entries: Sequence[Entry], figures: Sequence[PictureMetrics]) -> list[AuditFinding]:
     scales = [(e, m.grid_scale * e.step) for e, m in zip(entries, figures, strict=True) if m.grid_scale is not None]
-    bad = [e for e, scale in scales if abs(scale - round(scale)) > _WHOLE]
+    bad = [e for e, scale in scales if abs(scale - round(scale)) > _SCALE_TOLERANCE]
     if not bad:
         return []
     scale = next(s for e, s in scales if e is bad[0])
@@ -140,7 +141,7 @@ def _grids(entries: Sequence[Entry], figures: Sequence[PictureMetrics]) -> list[
 
 
 def _soft(entries: Sequence[Entry], figures: Sequence[PictureMetrics]) -> list[AuditFinding]:
-    bad = [e for e, m in zip(entries, figures, strict=True) if (m.antialiasing or 0.0) > _SOFT]
+    bad = [e for e, m in zip(entries, figures, strict=True) if (m.antialiasing or 0.0) > _SOFT_EDGE_SHARE]
     return finding(
         "soft_edges", Level.WARNING, bad, entries, "have soft edges: they were blurred, or enlarged by interpolation",
         "enlarge the originals with the nearest pixel",
@@ -148,9 +149,9 @@ def _soft(entries: Sequence[Entry], figures: Sequence[PictureMetrics]) -> list[A
 
 
 def _mismatched(entries: Sequence[Entry], figures: Sequence[PictureMetrics]) -> list[AuditFinding]:
-    wrong = [e for e, m in zip(entries, figures, strict=True) if min(_scores(m), default=100.0) < _WRONG]
-    bad = [e for e in wrong if not shares_code(e)]  # whose colours are wrong for a reason that is told already
-    if len(bad) < _LEAST_SHARE * len(entries):
+    wrong = [e for e, m in zip(entries, figures, strict=True) if min(_scores(m), default=100.0) < _WRONG_COLOUR_SCORE]
+    bad = [e for e in wrong if not shares_code(e)]  # shared codes explain wrong colours and have a finding of their own
+    if len(bad) < _MIN_MISMATCH_SHARE * len(entries):
         return []
     return finding(
         "caption_mismatch", Level.WARNING, bad, entries, "show other colours of background or hair than their captions",

@@ -1,1 +1,1 @@
-"""Runs of earlier days, read from what they left behind."""
+"""Import earlier runs from the files and tables that they left behind."""

@@ -1,4 +1,4 @@
-"""Kohya's TOML files and the form that bmaltais' GUI leaves beside a model."""
+"""Read kohya's TOML files and the form that bmaltais' GUI saves beside a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from schema.readers import read_toml
 from tasks.history.facts import MOST_TEXT, Fact, Found, Source, check_size, tables, typed
 from tasks.training.config import flatten
 
-_GUI = {"epoch": "max_train_epochs", "caption_dropout": "caption_dropout_rate"}
+# The GUI's names that differ from kohya's.
+_GUI_NAMES = {"epoch": "max_train_epochs", "caption_dropout": "caption_dropout_rate"}
+# The GUI writes 0 where kohya's option is left out.
 _UNSET_IF_ZERO = ("unet_lr", "text_encoder_lr", "noise_offset", "min_snr_gamma", "multires_noise_iterations", "seed",
                   "max_train_steps", "max_train_epochs", "min_timestep", "scale_weight_norms")  # fmt: skip
 _GUI_MODULES = {"Standard": "networks.lora", "Kohya LoCon": "networks.lora", "LyCORIS/LoCon": "lycoris.kohya",
@@ -20,10 +22,10 @@ _GUI_MODULES = {"Standard": "networks.lora", "Kohya LoCon": "networks.lora", "Ly
 
 
 def read_config(path: Path) -> Found:
-    """A config_file, with the dataset_config that it names where that is still there; or a dataset_config alone.
+    """Read a config_file, with its dataset_config if that still exists, or a dataset_config alone.
 
     Raises:
-        ConfigError: no valid TOML, or one of pixelloop's own, which says nothing of one run.
+        ConfigError: the file is not valid TOML, or is pixelloop's own campaign or prompt suite.
     """
     document, notes = read_toml(path), list[str]()
     for table, what in (("campaign", "a campaign"), ("prompts", "a prompt suite")):
@@ -46,26 +48,26 @@ def read_config(path: Path) -> Found:
 
 
 def is_gui_form(document: Any) -> bool:
-    """Whether a JSON document is the form of bmaltais' GUI."""
+    """Return whether a JSON document is the form of bmaltais' GUI."""
     return isinstance(document, Mapping) and {"LoRA_type", "pretrained_model_name_or_path"} <= set(document)
 
 
 def read_gui_form(document: Mapping[str, Any], path: Path) -> Found:
-    """The form of bmaltais' GUI: its own names and habits, of which 0 for *unset* is one."""
+    """Read the form of bmaltais' GUI, which has names of its own and writes 0 for *unset*."""
     notes: list[str] = []
-    values = {_GUI.get(name, name): value for name, value in document.items()}
+    values = {_GUI_NAMES.get(name, name): value for name, value in document.items()}
     for name in _UNSET_IF_ZERO:
         if str(values.get(name, "")) in ("0", "0.0"):
             values[name] = None
     warmup = values.pop("lr_warmup", None)
     if warmup:
-        values["lr_warmup_steps"] = values.get("lr_warmup_steps") or _per_cent(warmup)  # a per cent of all steps
+        values["lr_warmup_steps"] = values.get("lr_warmup_steps") or _per_cent(warmup)  # per cent of all steps
     kind = str(values.get("LoRA_type"))
     values["network_module"] = _GUI_MODULES.get(kind)
     if kind.startswith("LyCORIS/"):
         values["algo"] = kind.removeprefix("LyCORIS/").lower().replace("locon", "lora")
     elif kind == "Standard":
-        values["conv_dim"] = values["conv_alpha"] = None  # the form holds them, the command does not
+        values["conv_dim"] = values["conv_alpha"] = None  # the GUI saves them, but does not pass them to the trainer
     values["model_type"] = "sdxl" if values.get("sdxl") else None
     facts = tuple(_facts(values, path.name, notes))
     name = str(values.get("output_name") or re.sub(r"_\d{8}-\d{6}$", "", path.stem))
@@ -87,7 +89,7 @@ def _facts(values: Mapping[str, Any], place: str, notes: list[str]) -> list[Fact
 
 
 def _data(document: Mapping[str, Any], place: str, notes: list[str]) -> list[Fact]:
-    """What all subsets agree on; where they differ nothing is said for all."""
+    """Return the settings that all subsets share; those that differ add a note."""
     layers, folders = list[dict[str, Any]](), list[str]()
     general = document.get("general", {})
     for dataset in tables(document.get("datasets")):

@@ -1,4 +1,4 @@
-"""The two tables that a user may have filled by hand: training_runs and epoch_results, wherever they are."""
+"""Read training_runs and epoch_results, which a user may have filled by hand, from Postgres or Supabase."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Rows = list[dict[str, Any]]
 
 
 def read_postgres(url: str) -> list[Found]:
-    """Runs of a Postgres database; its rows are not touched.
+    """Read the runs of a Postgres database without changing it.
 
     Raises:
-        StoreUnavailableError: no connection.
+        StoreUnavailableError: the database cannot be reached.
         StoreError: it has no such tables.
     """
     try:
@@ -38,10 +38,10 @@ def read_postgres(url: str) -> list[Found]:
 
 
 def read_supabase(url: str, key: SecretStr) -> list[Found]:
-    """Runs of a Supabase project, with its secret key; its rows are not touched.
+    """Read the runs of a Supabase project with its secret key, without changing it.
 
     Raises:
-        StoreUnavailableError: no connection.
+        StoreUnavailableError: the project cannot be reached.
         StoreError: it has no such tables, or the key may not read them.
     """
     from tasks.store.supabase import SupabaseTables
@@ -54,7 +54,7 @@ def read_supabase(url: str, key: SecretStr) -> list[Found]:
 
 
 def runs_of(runs: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]]) -> list[Found]:
-    """Rows of the two tables as finds; rows that pixelloop wrote itself are left out."""
+    """Convert rows of the two tables; rows that pixelloop wrote itself, which have a campaign, are left out."""
     own = [row for row in runs if row.get("campaign") is None]
     counts = Counter(row.get("run_name") for row in own)
     names = {row["id"]: _name(row, counts) for row in own}
@@ -91,7 +91,7 @@ def _run(row: Mapping[str, Any], name: str) -> Found:
 
 
 def _plain(value: Any) -> Any:
-    """A database's own type as JSON has it."""
+    """Convert a database type to a JSON type."""
     if isinstance(value, datetime):
         return value.isoformat()
     return float(value) if type(value).__name__ == "Decimal" else value

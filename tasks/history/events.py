@@ -1,6 +1,6 @@
-"""TensorBoard event files, read without TensorBoard.
+"""Read TensorBoard event files without TensorBoard.
 
-Framing after TensorFlow's record format: length, checksum of it, data, checksum of that. Data is a protobuf `Event`:
+TensorFlow's record format is: length, its checksum, data, its checksum. The data is a protobuf `Event`:
 wall_time = 1, step = 2, summary = 5 {value = 1 {tag = 1, simple_value = 2, tensor = 8 {float_val = 5}}}.
 """
 
@@ -16,12 +16,12 @@ from typing import Any
 from schema.errors import ConfigError
 from tasks.history.facts import EpochFound, Found, whole_number
 
-_EPOCH = ("loss/epoch_average", "loss/epoch")
+_EPOCH = ("loss/epoch_average", "loss/epoch")  # sd-scripts' tag, and that of older versions
 
 
 @dataclass(frozen=True)
 class Scalar:
-    """One value of a curve; `wall` in seconds since 1970."""
+    """Hold one value of a curve; `wall` is in seconds since 1970."""
 
     tag: str
     step: int
@@ -30,10 +30,12 @@ class Scalar:
 
 
 def read_events(path: Path) -> Found:
-    """Loss of each epoch. Event files do not name their run: the time does, or the folder.
+    """Read the loss of each epoch.
+
+    Event files do not name their run. The result has an empty name, and is matched to a run by its time.
 
     Raises:
-        ConfigError: no event file.
+        ConfigError: the file is not an event file.
     """
     scalars = list(read_scalars(path))
     losses = {s.step: s for s in scalars if s.tag in _EPOCH and whole_number(s.step) is not None}
@@ -47,13 +49,14 @@ def read_events(path: Path) -> Found:
 
 
 def read_scalars(path: Path) -> Iterator[Scalar]:
-    """All scalars of an event file; a record that a kill has torn ends it.
+    """Yield all scalars of an event file, up to a record that a kill has cut off.
 
     Raises:
-        ConfigError: no event file.
+        ConfigError: the file is not an event file.
     """
     data, position = path.read_bytes(), 0
     while position + 12 <= len(data):
+        # 8 bytes of length and 4 of checksum before the data, 4 of checksum after it. Checksums are not verified.
         (length,) = struct.unpack_from("<Q", data, position)
         start, position = position + 12, position + 16 + length
         if position > len(data):
@@ -93,7 +96,7 @@ def _scalar(data: bytes) -> tuple[str, float] | None:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and raw value of each field of a protobuf message: an int for varints, else bytes."""
+    """Yield number and raw value of each field of a protobuf message: an int for varints, else bytes."""
     position = 0
     while position < len(data):
         key, position = _varint(data, position)

@@ -1,4 +1,4 @@
-"""What one file tells about a run, and where each value was read."""
+"""Hold what one file says about a run, and where each value was read."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from schema.parameters import PARAMETERS
 
 FIELDS = ("base_model", "dataset", "model_type", "num_images", "quality", "best_epoch", "notes",
           "started_at", "finished_at")  # fmt: skip
-"""Fields of a run beside its parameters."""
+"""Fields of a run that are not training parameters."""
 
+# ss_ metadata, older versions of sd-scripts and hand-written tables use these names.
 OTHER_NAMES = {
     "dataset_repeats": "num_repeats", "caption_extention": "caption_extension", "batch_size": "train_batch_size",
     "image_resolution": "resolution", "max_resolution": "resolution", "optimizer": "optimizer_type",
@@ -27,19 +28,19 @@ OTHER_NAMES = {
 
 
 MOST = 2**31 - 1
-"""Largest number of an epoch or of pictures that the database keeps."""
+"""Largest epoch or number of pictures: the database stores them as 32-bit integers."""
 
-_MOST_NODES, _DEEPEST = 1_000_000, 100
-"""Limits of a document: a few aliases of YAML can stand for more values than memory holds."""
+_MAX_NODES, _MAX_DEPTH = 1_000_000, 100
+"""Limits of a document's values and depth: a few YAML aliases can expand to more values than memory holds."""
 
 MOST_TEXT = 64 * 2**20
-"""Bytes of a text file: a table of scores or a configuration has a few thousand."""
+"""Largest text file that is read, in bytes. A table of scores or a configuration has a few thousand."""
 
-_MOST_INTEGER = 2**63 - 1  # a larger one is no setting that any trainer takes
+_MAX_NUMBER = 2**63 - 1  # larger than any trainer's setting, and than a 64-bit column
 
 
 class Source(IntEnum):
-    """Where a value comes from; of two that differ the one with the lower number counts."""
+    """Name where a value comes from; if two differ, the one with the lower number wins."""
 
     OPTION = 0
     METADATA = 1
@@ -49,13 +50,13 @@ class Source(IntEnum):
 
     @property
     def word(self) -> str:
-        """As it is kept in the database."""
+        """Return the text stored in the database."""
         return ("stated now", "metadata", "config", "stated by hand", "inferred")[self]
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One value with its source; `how` names the file, and the way where it was inferred."""
+    """Hold one value with its source; `how` names the file and, for inferred values, the method."""
 
     name: str
     value: Any
@@ -63,21 +64,21 @@ class Fact:
     how: str
 
     @property
-    def told(self) -> str:
-        """The source as a person reads it."""
+    def origin(self) -> str:
+        """Return the source for people and for the database, as in ``metadata: last.safetensors``."""
         return f"{self.source.word}: {self.how}"
 
     @classmethod
-    def kept(cls, name: str, value: Any, told: str) -> Fact:
-        """A fact as the database has it."""
-        word, _, how = told.partition(": ")
+    def from_store(cls, name: str, value: Any, origin: str) -> Fact:
+        """Build a fact from a value of the database and its stored origin."""
+        word, _, how = origin.partition(": ")
         source = next((source for source in Source if source.word == word), Source.STATED)
         return cls(name, value, source, how)
 
 
 @dataclass(frozen=True)
 class EpochFound:
-    """What is known of one epoch; scores 0-10, quality 0-100."""
+    """Hold what is known of one epoch; scores are 0-10, quality is 0-100."""
 
     number: int
     checkpoint: str | None = None
@@ -92,12 +93,17 @@ class EpochFound:
 
 @dataclass(frozen=True)
 class Found:
-    """What one file, or one row, tells about one run.
+    """Hold what one file or one row says about one run.
 
     Attributes:
-        run: name of the run, empty where only its time is known.
-        session: kohya's session, the same in all files of one run.
-        notes: sentences on what could not be used.
+        place: the file or row.
+        run: name of the run; empty if only its time is known.
+        facts: values with their sources.
+        session: kohya's session id, the same in all files of one run.
+        epochs: epochs that it describes.
+        at: a time at which the run was trained, or was written down.
+        broken: whether weights are not finite.
+        notes: messages about what could not be used.
     """
 
     place: str
@@ -111,9 +117,9 @@ class Found:
 
 
 def typed(pairs: Mapping[str, Any], source: Source, place: str, notes: list[str]) -> Iterator[Fact]:
-    """Parameters among named values, each in its own type; what is unset or no parameter is left out.
+    """Yield the parameters among named values, converted to their types; unset values and other names are left out.
 
-    A value that cannot be read as its parameter's type is told, never bent.
+    A value that cannot be converted exactly adds a message to `notes` instead.
     """
     for given, value in pairs.items():
         name = OTHER_NAMES.get(given, given)
@@ -145,7 +151,7 @@ def _optimizer_arguments(pairs: dict[str, str], source: Source, place: str, note
 
 
 def _pairs(value: Any) -> dict[str, str]:
-    """``name=value`` each, from a list, a text, or what is a mapping already."""
+    """Parse pairs of ``name=value`` from a list or a text; a mapping is returned as it is."""
     if isinstance(value, Mapping):
         return {str(k): str(v) for k, v in value.items()}
     parts: Iterable[Any] = value.split() if isinstance(value, str) else value
@@ -160,8 +166,8 @@ def check_size(document: Any) -> None:
     while waiting:
         node, depth = waiting.pop()
         nodes += 1
-        if nodes > _MOST_NODES or depth > _DEEPEST:
-            raise ValueError(f"it holds more than {_MOST_NODES} values or is nested deeper than {_DEEPEST}")
+        if nodes > _MAX_NODES or depth > _MAX_DEPTH:
+            raise ValueError(f"it holds more than {_MAX_NODES} values or is nested deeper than {_MAX_DEPTH}")
         if isinstance(node, Mapping):
             waiting += ((value, depth + 1) for value in node.values())
         elif isinstance(node, list | tuple | set):
@@ -169,12 +175,12 @@ def check_size(document: Any) -> None:
 
 
 def tables(value: Any) -> list[Mapping[str, Any]]:
-    """Return the tables of a list of tables; what is of another shape holds none."""
+    """Return the tables of a list of tables; anything of another shape is left out."""
     return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
 
 
 def whole_number(value: Any, least: int = 0, most: int = MOST) -> int | None:
-    """Return a value as a whole number of this span, written as a number or as text; None where it is none."""
+    """Return a number, or text with a number, as an int from `least` to `most`; None for anything else."""
     if isinstance(value, str):
         match = re.fullmatch(r"0*([0-9]{1,19})(?:\.0*)?", value.strip())
         value = int(match.group(1)) if match else None
@@ -189,7 +195,7 @@ def _value(name: str, value: Any) -> Any:
     """Return a value in its parameter's type.
 
     Raises:
-        ConfigError: it is of another type, or no number that can be kept.
+        ConfigError: the value has another type, or is a number that cannot be stored.
     """
     spec = PARAMETERS[name]
     if name == "resolution":
@@ -202,7 +208,7 @@ def _value(name: str, value: Any) -> Any:
         result = _converted(name, value)
     except (ValueError, OverflowError):
         raise ConfigError(f"{name} must be of type {spec.kind}, but is {shown(value)}") from None
-    if isinstance(result, int | float) and (not math.isfinite(result) or abs(result) > _MOST_INTEGER):
+    if isinstance(result, int | float) and (not math.isfinite(result) or abs(result) > _MAX_NUMBER):
         raise ConfigError(f"{name} must be a number, but is {shown(value)}")
     return result
 

@@ -1,4 +1,4 @@
-"""LoRA files: kohya's ss_ metadata, and what tensors tell where that is missing."""
+"""Read LoRA files: kohya's ss_ metadata, and what shapes and names of tensors show where that is missing."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from schema.errors import ConfigError
 from tasks.history.facts import EpochFound, Fact, Found, Source, tables, typed, whole_number
 
 _MODELS = {"sd_v1": "sd15", "sdxl_base_v1-0": "sdxl"}
-_NAMES = {
+_MODEL_PREFIXES = {
     "sdxl": ("lora_te1_", "lora_te2_", "lora_unet_input_blocks_", "lora_unet_output_blocks_"),
     "sd15": ("lora_te_", "lora_unet_down_blocks_0_attentions_"),
 }
-"""Starts of names that only this model's LoRA has; SDXL's first block has no attention, whoever names it."""
+"""Prefixes that only a LoRA of this model has. SDXL's first block has no attention in any naming scheme."""
+
 _NUMBERS = {"F16": "<e", "BF16": "<h", "F32": "<f", "F64": "<d", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b",
             "U8": "<B"}  # fmt: skip
-"""Types of a number in a file, as `struct` has them."""
-_LORA = ("lora_", "hada_", "lokr_", "oft_", "dora_scale", ".alpha")
-"""Parts of names that only files of a LoRA have, of any trainer."""
-_WITHOUT_NAN = ("F4", "F6_E2M3", "F6_E3M2")  # no bits of theirs stand for NaN, and torch cannot widen them
-_MOST_HEADER = 100_000_000  # bytes: safetensors itself reads no longer one
+"""Codes of `struct` for the number types of a file."""
+
+_LORA_NAME_PARTS = ("lora_", "hada_", "lokr_", "oft_", "dora_scale", ".alpha")
+"""Parts of tensor names that occur only in LoRA files, of any trainer."""
+
+_WITHOUT_NAN = ("F4", "F6_E2M3", "F6_E3M2")  # these types cannot represent NaN, and torch cannot convert them
+_MAX_HEADER = 100_000_000  # bytes: safetensors itself refuses a longer one
 _PRECISIONS = {"F32": "float", "F16": "fp16", "BF16": "bf16"}
 _SUBSET = (
     "num_repeats", "shuffle_caption", "keep_tokens", "color_aug", "flip_aug", "random_crop", "enable_wildcard",
@@ -40,16 +43,16 @@ _ADAPTER = re.compile(r"lora|hada_|lokr_|oft_|dora_|ia3|\.alpha$", re.IGNORECASE
 
 
 def read_lora(path: Path) -> Found:
-    """What a LoRA file tells about its training.
+    """Read what a LoRA file says about its training.
 
     Raises:
-        ConfigError: no complete safetensors file, or one of a model's own weights.
+        ConfigError: the file is not a complete safetensors file, or holds a model's own weights.
     """
     tensors, metadata = _header(path)
     if tensors and not any(_ADAPTER.search(name) for name in tensors):
         raise ConfigError(f"{path} holds weights of a model, not of a LoRA: leave it out")
     notes: list[str] = []
-    facts = [*_told(metadata, path.name, notes), *_inferred(tensors, path, notes)]
+    facts = [*_from_metadata(metadata, path.name, notes), *_inferred(tensors, path, notes)]
     name, number = _name(path, metadata)
     finished = _time(metadata.get("ss_training_finished_at"))
     epochs = () if number is None else (EpochFound(number, checkpoint=str(path.resolve()), at=finished),)
@@ -63,7 +66,7 @@ def _header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         size = path.stat().st_size
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(size, _MOST_HEADER):
+            if length > min(size, _MAX_HEADER):
                 raise ValueError("its header is longer than the file or than any writer makes it")
             header: dict[str, Any] = json.loads(file.read(length))
         metadata = header.pop("__metadata__", {})
@@ -80,7 +83,7 @@ def _header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _end(tensor: Any) -> int:
-    """Return where a tensor ends; raises ValueError and the like where its description is none."""
+    """Return where a tensor's data ends; raise ValueError, KeyError or TypeError for a malformed description."""
     start, end = tensor["data_offsets"]
     shape = tensor["shape"]
     numbers = [start, end, *shape]
@@ -91,7 +94,7 @@ def _end(tensor: Any) -> int:
     return int(end)
 
 
-def _told(metadata: Mapping[str, str], place: str, notes: list[str]) -> Iterator[Fact]:
+def _from_metadata(metadata: Mapping[str, str], place: str, notes: list[str]) -> Iterator[Fact]:
     def facts(pairs: Mapping[str, Any]) -> Iterator[Fact]:
         return typed(pairs, Source.METADATA, place, notes)
 
@@ -144,7 +147,7 @@ def _data(metadata: Mapping[str, str], place: str, notes: list[str]) -> Iterator
 
 
 def _inferred(tensors: Mapping[str, Any], path: Path, notes: list[str]) -> Iterator[Fact]:
-    """Ranks from shapes, alpha from its own tensors, precision from their type, size from the file."""
+    """Yield what tensors show: ranks from shapes, alpha from its tensors, precision from types, model from names."""
     place = path.name
     linear, kernels, types = set[int](), set[int](), set[str]()
     for name, tensor in tensors.items():
@@ -168,14 +171,14 @@ def _inferred(tensors: Mapping[str, Any], path: Path, notes: list[str]) -> Itera
     if linear or types:
         only = not any(name.startswith("lora_te") for name in tensors)
         yield Fact("network_train_unet_only", only, Source.INFERRED, f"text encoder's tensors in {place}")
-    for model, starts in _NAMES.items():
+    for model, starts in _MODEL_PREFIXES.items():
         if any(name.startswith(starts) for name in tensors):
             yield Fact("model_type", model, Source.INFERRED, f"names of the tensors in {place}")
     yield Fact("checkpoint_size_mb", round(path.stat().st_size / 2**20, 3), Source.INFERRED, f"size of {place}")
 
 
 def _alphas(tensors: Mapping[str, Any], path: Path) -> set[float]:
-    """Alpha of linear layers; none where there are too many kinds of number."""
+    """Return the distinct alphas of linear layers; alphas of a type that `struct` cannot read are left out."""
     found = set[float]()
     with path.open("rb") as file:
         start = 8 + struct.unpack("<Q", file.read(8))[0]
@@ -189,6 +192,7 @@ def _alphas(tensors: Mapping[str, Any], path: Path) -> set[float]:
                 continue
             file.seek(start + begin)
             data = file.read(end - begin)
+            # bfloat16 is the upper half of a float32.
             if tensor["dtype"] == "BF16":
                 data, code = b"\0\0" + data, "<f"
             if math.isfinite(value := float(struct.unpack(code, data)[0])):
@@ -197,22 +201,22 @@ def _alphas(tensors: Mapping[str, Any], path: Path) -> set[float]:
 
 
 def _broken(path: Path, tensors: Mapping[str, Any]) -> bool:
-    """Return whether weights are no numbers: sd-scripts saves such files and ends with success."""
+    """Return whether any weight is not finite: sd-scripts saves such files and exits with 0."""
     import torch
     from safetensors import safe_open
 
-    is_lora = any(part in name for name in tensors for part in _LORA)
+    is_lora = any(part in name for name in tensors for part in _LORA_NAME_PARTS)
     with safe_open(path, framework="pt") as file:
         for name, tensor in tensors.items() if is_lora else ():
             if not tensor["dtype"].startswith(("F", "BF")) or tensor["dtype"] in _WITHOUT_NAN:
                 continue
-            if not bool(torch.isfinite(file.get_tensor(name).float()).all()):  # 8 bits know no isfinite
+            if not bool(torch.isfinite(file.get_tensor(name).float()).all()):  # torch has no isfinite for float8
                 return True
     return False
 
 
 def _name(path: Path, metadata: Mapping[str, str]) -> tuple[str, int | None]:
-    """Name of the run, and which epoch this is; files by step are of none."""
+    """Return the run's name and the file's epoch; None for a file saved by step."""
     match = re.fullmatch(r"(.+?)-(\d{6})", path.stem)
     name = metadata.get("ss_output_name") or (match.group(1) if match else path.stem)
     if re.search(r"-step\d{8}$", path.stem):
@@ -240,5 +244,5 @@ def _json(text: str | None) -> Any:
 def _time(text: str | None) -> datetime | None:
     try:
         return datetime.fromtimestamp(float(text), UTC) if text else None
-    except (ValueError, OverflowError, OSError):  # infinite, or of no calendar
+    except (ValueError, OverflowError, OSError):  # infinite, or outside the calendar
         return None

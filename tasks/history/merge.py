@@ -1,4 +1,4 @@
-"""Finds put together to runs: which files belong to one run, and which value counts where they differ."""
+"""Merge what was read into runs: decide which files belong to one run, and which value wins where they differ."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from tasks.history.facts import FIELDS, EpochFound, Fact, Found, Source
 from tasks.store.base import Store
 
 CAMPAIGN = "imported"
-"""Campaign of runs that no campaign of ours has made."""
+"""Campaign of imported runs."""
 
-_SLACK = timedelta(minutes=2)
-_NEWEST_COUNTS = (Source.OPTION, Source.STATED)
+_TIME_SLACK = timedelta(minutes=2)  # around start and end, for slow starts and coarse clocks. Chosen by hand
+_NEWEST_WINS = (Source.OPTION, Source.STATED)
+"""Sources in which a person may correct an earlier statement."""
+
 _NEVER_CONFLICT = ("finished_at", "started_at", "checkpoint_size_mb", "notes")
+"""Fields that differ between the files of one run without being wrong."""
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two sources that differ, and which one counts."""
+    """Hold two sources that differ, and which of them wins."""
 
     run: str
     name: str
@@ -41,16 +44,16 @@ class Conflict:
 
     @property
     def sentence(self) -> str:
-        """For a person."""
+        """Return the conflict as a message."""
         return (
-            f"{self.run}: {self.name} is {self.taken.value} ({self.taken.told}), "
-            f"but {self.other.value} ({self.other.told}); the first counts"
+            f"{self.run}: {self.name} is {self.taken.value} ({self.taken.origin}), "
+            f"but {self.other.value} ({self.other.origin}); the first counts"
         )
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A run as it is to be kept; `before` is what the store had of it."""
+    """Hold a run that is ready to be saved; `before` is the run as stored earlier."""
 
     run: TrainingRun
     epochs: tuple[EpochResult, ...]
@@ -59,11 +62,11 @@ class Imported:
     before: RunHistory | None
 
     def keep(self, store: Store) -> str:
-        """Save what is new; says ``new``, ``changed`` or ``unchanged``."""
+        """Save what differs from the store; return ``new``, ``changed`` or ``unchanged``."""
         old = {e.uid: e for e in self.before.epochs} if self.before else {}
         epochs = [e for e in self.epochs if old.get(e.uid) != e]
-        said = {r.uid: r for r in store.ratings(self.run.uid)} if self.before else {}
-        ratings = [r for r in self.ratings if said.get(r.uid) != r]
+        stored_ratings = {r.uid: r for r in store.ratings(self.run.uid)} if self.before else {}
+        ratings = [r for r in self.ratings if stored_ratings.get(r.uid) != r]
         same = self.before is not None and self.before.run == self.run
         if not same:
             store.save_run(self.run)
@@ -87,16 +90,16 @@ class _Group:
 def assemble(
     found: Sequence[Found], known: Sequence[RunHistory], options: Sequence[Fact], now: datetime
 ) -> tuple[list[Imported], list[str]]:
-    """All finds as runs.
+    """Merge everything that was read into runs.
 
     Args:
         found: what was read.
-        known: all runs that are kept already.
+        known: all stored runs.
         options: facts that hold for every run.
-        now: for runs that say nothing of their time.
+        now: start time for runs without one.
 
     Returns:
-        The runs, and a sentence for each find that belongs to none, or can only be used in part.
+        The runs, and a message for each item that belongs to no run or can only be used in part.
     """
     notes = [note for f in found for note in f.notes]
     groups = _grouped([f for f in found if f.run], known, notes)
@@ -106,7 +109,7 @@ def assemble(
     done = []
     for group in groups:
         if group.known is not None and group.known.run.campaign != CAMPAIGN:
-            done.append(_said(group, group.known))
+            done.append(_with_ratings(group, group.known))
             continue
         number = group.known.run.number if group.known else next(n for n in range(10**9) if n not in numbers)
         name = group.known.run.run_name if group.known else _free(group, names)
@@ -126,7 +129,7 @@ def assemble(
 
 def _grouped(found: Iterable[Found], known: Sequence[RunHistory], notes: list[str]) -> list[_Group]:
     groups: list[_Group] = []
-    for f in sorted(found, key=lambda f: f.session is None):  # files that know their session come first
+    for f in sorted(found, key=lambda f: f.session is None):  # files with a session first
         same = [g for g in groups if g.name == f.run and (f.session is None or f.session == g.session)]
         if f.session is None and len(same) > 1:
             notes.append(
@@ -140,7 +143,7 @@ def _grouped(found: Iterable[Found], known: Sequence[RunHistory], notes: list[st
 
 
 def _known(found: Found, known: Sequence[RunHistory]) -> RunHistory | None:
-    """The run in the store that this is: by its identity, else by its name where no session speaks against it."""
+    """Return the stored run with the same identity, else one with the same name if the file has no session."""
     uids = {_identity(found.run, found.session), _identity(found.run, None)}
     by_uid = [h for h in known if h.run.uid in uids]
     by_name = [h for h in known if h.run.run_name == found.run and found.session is None]
@@ -158,7 +161,7 @@ def _free(group: _Group, names: set[str]) -> str:
 
 
 def _by_time(found: Iterable[Found], groups: Sequence[_Group], notes: list[str]) -> None:
-    """Event files belong to the run that was trained at their time."""
+    """Assign event files, which name no run, to the only run that was trained at their time."""
     for f in found:
         fitting = [g for g in groups if f.at is not None and _trained_at(g, f.at)]
         if len(fitting) == 1:
@@ -175,21 +178,21 @@ def _trained_at(group: _Group, at: datetime) -> bool:
              for name in ("started_at", "finished_at")}  # fmt: skip
     if not times["started_at"] or not times["finished_at"]:
         return False
-    return min(times["started_at"]) - _SLACK <= at <= max(times["finished_at"]) + _SLACK
+    return min(times["started_at"]) - _TIME_SLACK <= at <= max(times["finished_at"]) + _TIME_SLACK
 
 
-def _said(group: _Group, known: RunHistory) -> Imported:
-    """A run of a campaign of ours: a person's words are added, nothing that was measured is changed."""
+def _with_ratings(group: _Group, known: RunHistory) -> Imported:
+    """Return a run of our own campaign with a person's ratings added; nothing measured is changed."""
     ratings = _ratings(_epochs(group.found), known.run)
     return Imported(known.run, (), ratings, (), known)
 
 
 def _imported(group: _Group, name: str, number: int, options: Sequence[Fact], now: datetime) -> Imported:
     before = group.known
-    kept = _kept(before.run) if before else []
+    stored = _stored_facts(before.run) if before else []
     facts = [*options, *(fact for f in group.found for fact in f.facts)]
     facts += [Fact("started_at", f.at.isoformat(), Source.INFERRED, f"time of {f.place}") for f in group.found if f.at]
-    chosen, conflicts = _choose(name, kept, facts)
+    chosen, conflicts = _choose(name, stored, facts)
     epochs = _epochs(group.found)
     uid = before.run.uid if before else _identity(group.name, group.session)
     started = (
@@ -198,21 +201,26 @@ def _imported(group: _Group, name: str, number: int, options: Sequence[Fact], no
     finished = _time(chosen["finished_at"].value) if "finished_at" in chosen else started
     run = TrainingRun(
         uid=uid, campaign=CAMPAIGN, number=number, run_name=name, status=RunStatus.FINISHED,
-        base_model=_of(chosen, "base_model", "unknown"), model_type=_of(chosen, "model_type", "unknown"),
-        dataset=_of(chosen, "dataset", "unknown"), num_images=_of(chosen, "num_images", None),
+        base_model=_value(chosen, "base_model", "unknown"), model_type=_value(chosen, "model_type", "unknown"),
+        dataset=_value(chosen, "dataset", "unknown"), num_images=_value(chosen, "num_images", None),
         all_parameters={n: f.value for n, f in sorted(chosen.items()) if n in PARAMETERS},
-        notes=_of(chosen, "notes", None), sources={n: f.told for n, f in sorted(chosen.items())},
+        notes=_value(chosen, "notes", None), sources={n: f.origin for n, f in sorted(chosen.items())},
         started_at=started, finished_at=finished,
     )  # fmt: skip
     old = {e.epoch_number: e for e in before.epochs} if before else {}
     results = tuple(_result(run, found, old.get(n)) for n, found in sorted(epochs.items()))
-    run = _judged(run, {**old, **{e.epoch_number: e for e in results}}, chosen, any(f.broken for f in group.found))
+    run = _with_outcome(
+        run, {**old, **{e.epoch_number: e for e in results}}, chosen, any(f.broken for f in group.found)
+    )
     return Imported(run, results, _ratings(epochs, run), tuple(conflicts), before)
 
 
-def _kept(run: TrainingRun) -> list[Fact]:
+def _stored_facts(run: TrainingRun) -> list[Fact]:
     values = {**run.all_parameters, **{name: getattr(run, name) for name in FIELDS}}
-    facts = [Fact.kept(name, _plain(values[name]), told) for name, told in run.sources.items() if name in values]
+    facts = [
+        Fact.from_store(name, _plain(values[name]), origin) for name, origin in run.sources.items() if name in values
+    ]
+    # Inferred results are computed again from all epochs, so the old ones must not win.
     return [f for f in facts if not (f.name in ("quality", "best_epoch") and f.source is Source.INFERRED)]
 
 
@@ -220,11 +228,11 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def _choose(run: str, kept: Sequence[Fact], new: Sequence[Fact]) -> tuple[dict[str, Fact], list[Conflict]]:
-    """The fact that counts for each name, and those that differ from it."""
-    # A new word of a person takes the place of the old one; what was read from a file stays as it was first read.
-    ranked = [(f.source, f.source in _NEWEST_COUNTS, f) for f in kept]
-    ranked += [(f.source, f.source not in _NEWEST_COUNTS, f) for f in new]
+def _choose(run: str, stored: Sequence[Fact], new: Sequence[Fact]) -> tuple[dict[str, Fact], list[Conflict]]:
+    """Return the winning fact for each name, and the conflicts with other facts."""
+    # What a person states anew replaces the old statement; what was read from a file stays as it was first read.
+    ranked = [(f.source, f.source in _NEWEST_WINS, f) for f in stored]
+    ranked += [(f.source, f.source not in _NEWEST_WINS, f) for f in new]
     ranked.sort(key=lambda ranks: ranks[:2])
     chosen: dict[str, Fact] = {}
     conflicts: dict[tuple[str, str], Conflict] = {}
@@ -238,13 +246,14 @@ def _choose(run: str, kept: Sequence[Fact], new: Sequence[Fact]) -> tuple[dict[s
 
 
 def _same(a: Any, b: Any) -> bool:
+    # Relative, because learning rates are tiny and text forms round.
     if isinstance(a, int | float) and isinstance(b, int | float):
         return abs(float(a) - float(b)) <= 1e-6 * max(abs(a), abs(b))
     return bool(a == b)
 
 
 def _epochs(found: Iterable[Found]) -> dict[int, EpochFound]:
-    """What all files together say of each epoch; a later word takes the place of an earlier one."""
+    """Merge what all files say about each epoch; later values replace earlier ones."""
     epochs: dict[int, EpochFound] = {}
     for epoch in (epoch for f in found for epoch in f.epochs):
         given = {k: v for k, v in vars(epoch).items() if v is not None}
@@ -266,15 +275,17 @@ def _result(run: TrainingRun, found: EpochFound, old: EpochResult | None) -> Epo
     )
 
 
-def _judged(run: TrainingRun, epochs: dict[int, EpochResult], chosen: dict[str, Fact], broken: bool) -> TrainingRun:
-    """With its quality, and how it ended: each with why we think so."""
+def _with_outcome(
+    run: TrainingRun, epochs: dict[int, EpochResult], chosen: dict[str, Fact], broken: bool
+) -> TrainingRun:
+    """Return the run with its quality and outcome, each with the reason in `sources`."""
     rated = {n: e.quality for n, e in epochs.items() if e.quality is not None}
     best = max(rated, key=lambda n: (rated[n], -n), default=None)
-    quality, sources = _of(chosen, "quality", None), dict(run.sources)
+    quality, sources = _value(chosen, "quality", None), dict(run.sources)
     if quality is None and best is not None:
         quality = rated[best]
         sources["quality"] = f"inferred: epoch {best}, the best that was judged"
-    best = _of(chosen, "best_epoch", best)
+    best = _value(chosen, "best_epoch", best)
     outcome, why = _outcome(run, epochs, quality, broken)
     if outcome is not None:
         sources["outcome"] = f"inferred: {why}"
@@ -311,7 +322,7 @@ def _rating(found: EpochFound, run: TrainingRun) -> HumanRating:
     )  # fmt: skip
 
 
-def _of(chosen: dict[str, Fact], name: str, otherwise: Any) -> Any:
+def _value(chosen: dict[str, Fact], name: str, otherwise: Any) -> Any:
     return chosen[name].value if name in chosen else otherwise
 
 

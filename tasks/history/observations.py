@@ -1,4 +1,4 @@
-"""What a person wrote down: CSV, JSON or YAML, a row an epoch or a run."""
+"""Read what a person wrote down as CSV, JSON or YAML, with one row an epoch or a run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import yaml
 from schema.errors import ConfigError, shown
 from tasks.history.facts import MOST, EpochFound, Fact, Found, Source, check_size, typed, whole_number
 
+# Columns of each kind, in order of preference.
 _RUN = ("run_name", "run", "output_name", "name")
 _EPOCH = ("epoch_number", "epoch")
 _SCORES = {
@@ -25,13 +26,13 @@ _FIELDS = (*_TEXTS, *_NUMBERS)
 
 
 def read_document(path: Path) -> Any:
-    """A JSON or YAML file as plain data.
+    """Read a JSON or YAML file as plain data.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the file is neither, or is too large or too deeply nested.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
         document = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
         check_size(document)
     except RecursionError:
@@ -42,23 +43,23 @@ def read_document(path: Path) -> Any:
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV file by its first line's names.
+    """Read the rows of a CSV file, by the names in its first line.
 
     Raises:
-        ConfigError: no text, or no row.
+        ConfigError: the file cannot be read as CSV.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a byte order mark
             return [{k.strip(): v for k, v in row.items() if k} for row in csv.DictReader(file)]
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"{path} cannot be read as CSV: {error}") from None
 
 
 def rows_of(document: Any, path: Path) -> list[dict[str, Any]]:
-    """The rows of a document: a list of them, or a list under one key such as ``observations``.
+    """Return the rows of a document: the document itself, or the only list in it, such as ``observations``.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: there is no such list, or it holds anything but rows.
     """
     if isinstance(document, Mapping):
         lists = [value for value in document.values() if isinstance(value, list)]
@@ -69,7 +70,7 @@ def rows_of(document: Any, path: Path) -> list[dict[str, Any]]:
 
 
 def read_rows(rows: Sequence[Mapping[str, Any]], place: str) -> list[Found]:
-    """One find a row.
+    """Read all rows.
 
     Raises:
         ConfigError: as `read_row`; the message names the row.
@@ -78,10 +79,10 @@ def read_rows(rows: Sequence[Mapping[str, Any]], place: str) -> list[Found]:
 
 
 def read_row(row: Mapping[str, Any], place: str) -> Found:
-    """What one row tells of a run or of an epoch. Scores are 0-10, quality 0-100, quality_score 0-10.
+    """Read what one row says about a run or an epoch. Scores and quality_score are 0-10, quality is 0-100.
 
     Raises:
-        ConfigError: a row without a run, or a score that is none.
+        ConfigError: the row names no run, or a score is not a number in its range.
     """
     run, notes = _first(row, _RUN), list[str]()
     if not run:
@@ -135,7 +136,7 @@ def _field(name: str, value: Any, place: str) -> str | int:
     """Return a field of a run in its own type.
 
     Raises:
-        ConfigError: it is of another.
+        ConfigError: the value has another type.
     """
     if name in _TEXTS:
         if isinstance(value, str):

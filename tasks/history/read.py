@@ -1,4 +1,4 @@
-"""Which reader a path needs."""
+"""Find the files to import and choose the reader for each."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from tasks.history.observations import read_csv, read_document, read_rows, rows_
 
 _ENDINGS = (".safetensors", ".toml", ".json", ".csv", ".yaml", ".yml")
 _EVENTS = "events.out.tfevents"
-_MOST_EVENTS = 512 * 2**20  # bytes: with pictures in it an event file grows large, but it is read whole
+_MAX_EVENTS = 512 * 2**20  # bytes: event files with pictures grow large, and are read into memory
 _ODD = (
     ValueError, TypeError, KeyError, AttributeError, ArithmeticError, IndexError, NotImplementedError, RecursionError,
     MemoryError, RuntimeError, OSError, struct.error, SafetensorError,
 )  # fmt: skip
-"""What readers of foreign data raise where it has another shape than they know."""
+"""Errors that readers raise for data of an unexpected shape."""
 
 
 def read_all(places: Sequence[str], key: SecretStr | None) -> tuple[list[Found], list[str]]:
-    """Return what all places tell, and a sentence for each file that cannot be read.
+    """Read all places; return what was found, and a message for each file that cannot be read.
 
     Args:
         places: files, folders, and addresses of databases (postgresql://...) or Supabase projects (https://...).
@@ -43,14 +43,14 @@ def read_all(places: Sequence[str], key: SecretStr | None) -> tuple[list[Found],
     found, notes = list[Found](), list[str]()
     for place in places:
         if "://" in place:
-            found += _guarded(place.rpartition("@")[2], functools.partial(_database, place, key))
+            found += _read_place(place.rpartition("@")[2], functools.partial(_database, place, key))
             continue
         path = Path(place).expanduser()
         if not path.exists():
             raise ConfigError(f"{path} does not exist: check the path")
         for file in _inside(path) if path.is_dir() else [path]:
             try:
-                found += _guarded(str(file), functools.partial(_file, file))
+                found += _read_place(str(file), functools.partial(_file, file))
             except ConfigError as error:
                 notes.append(f"{error}; left out")
     if not found:
@@ -74,11 +74,11 @@ def _database(address: str, key: SecretStr | None) -> list[Found]:
     return read_supabase(address, key)
 
 
-def _guarded(place: str, read: Callable[[], Iterable[Found]]) -> list[Found]:
-    """Read a place: whatever is odd about it, the others still count.
+def _read_place(place: str, read: Callable[[], Iterable[Found]]) -> list[Found]:
+    """Read one place and turn unexpected errors into ConfigError, so that the other places are still read.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the place cannot be read.
     """
     try:
         return list(read())
@@ -90,18 +90,18 @@ def _guarded(place: str, read: Callable[[], Iterable[Found]]) -> list[Found]:
 
 
 def _check_file(path: Path) -> None:
-    """Raise ConfigError unless a file ends, and fits in memory."""
+    """Raise ConfigError unless it is a regular file (a device may never end) that fits in memory."""
     if not path.is_file():
         raise ConfigError(f"{path} is no regular file")
     is_lora = path.suffix.lower() == ".safetensors"
-    most = _MOST_EVENTS if path.name.startswith(_EVENTS) else MOST_TEXT
+    most = _MAX_EVENTS if path.name.startswith(_EVENTS) else MOST_TEXT
     if not is_lora and (size := path.stat().st_size) > most:
         raise ConfigError(f"{path} has {size // 2**20} MiB, at most {most // 2**20} can be imported")
 
 
 def _file(path: Path) -> Iterator[Found]:
     _check_file(path)
-    # Only the last resort for runs that tell no time: it is marked as inferred.
+    # The file's time is a last resort for runs without one; it is marked as inferred.
     at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     for found in _read(path):
         yield (

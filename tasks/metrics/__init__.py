@@ -1,1 +1,1 @@
-"""Measure pictures: batched on any device, no loop over pictures or pixels."""
+"""Measure pictures in batches on any device, without a loop over pictures or pixels."""

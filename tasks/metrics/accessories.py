@@ -1,7 +1,9 @@
-"""Things a bust wears, looked for by their promised colour in the zone where each belongs.
+"""Find the accessories of a bust by their promised colour, in the zone where each kind belongs.
 
-The colour alone proves nothing: cells count only where they are nearer to the promised colour than to skin,
-background and promised hair, and only a thing of the size and place of its kind is there.
+Colour alone is no proof. Cells count only if they are nearer to the promised colour than to skin, background and
+promised hair. An accessory is present only if it has the size and place of its kind.
+
+The thresholds were tuned by hand on the labelled busts of `benchmarks.metrics`, seeds 5 and 6.
 """
 
 from __future__ import annotations
@@ -15,25 +17,27 @@ from tasks.metrics.colour import distance
 from tasks.metrics.promises import Promises
 from tasks.metrics.regions import Figure, hair_zone, neighbours
 
-_REACH = 0.11
-_SHADE = 0.6
-_RIM_SHADE = 0.3
-_RIVAL = 0.9
-_SAME = 0.06
-"""OKLab distance below which a promised accessory cannot be told from what is around it."""
+_COLOUR_REACH = 0.11  # OKLab; wider than for hair: nearness to the promise is checked against rivals as well
+_SHADE_WEIGHT = 0.6  # weight of lightness for the accessory itself: some shading is forgiven
+_RIM_SHADE_WEIGHT = 0.3  # weight of lightness for its rim, where shading is stronger
+_RIVAL_FACTOR = 0.9  # the promised colour must be at least 10 % nearer than skin, background or hair
+_INDISTINCT = 0.06
+"""OKLab distance below which a promised colour cannot be distinguished from skin, background or hair."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Where an accessory belongs, in parts of the face's height below its top and of its width around it.
+    """Describe where an accessory belongs, relative to the height and width of the face.
 
     Attributes:
-        rows: first and last row, 0 the top of the face, 1 the chin.
-        inside: columns from its sides inwards are excluded beyond this part; None: the whole width counts.
-        margin: columns beyond the face's sides that still count.
-        span: part of the face's width that the thing spreads over at least.
-        area: its cells in squares of the face's width at least.
-        home: if it sits on hair: part that is not beside the face as well, where hair hangs, at least.
+        rows: first and last row; 0 is the top of the face, 1 the chin.
+        margin: how far beyond the sides of the face it may reach, in face widths.
+        span: minimum width, in face widths.
+        area: minimum number of cells, in squared face widths.
+        home: minimum share of its colour that lies in its zone rather than in the hair beside the face. A crown's
+            colour that also hangs beside the face is hair.
+        inside: how far it may reach inwards from either side of the face, in face widths; None for the whole width.
+        single: whether lone cells count, as for earrings.
     """
 
     rows: tuple[float, float]
@@ -52,17 +56,17 @@ KINDS = {
     "earrings": Kind(rows=(0.35, 1.15), margin=0.25, span=0.0, area=0.002, inside=0.15, single=True),
     "necklace": Kind(rows=(0.85, 1.7), margin=0.2, span=0.3, area=0.01),
 }
-"""Accessories that can be looked for."""
+"""The accessories that can be found."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One kind of accessory in B cell maps.
+    """Hold one kind of accessory in B cell maps.
 
     Attributes:
         cells: (B, N, N) its cells; empty where it is absent.
         present: (B,) bool.
-        clear: (B,) False where its colour cannot be told from hair, skin or background.
+        clear: (B,) False where its promised colour cannot be distinguished from hair, skin or background.
     """
 
     cells: Tensor
@@ -71,17 +75,19 @@ class Found:
 
 
 def find_accessory(kind: str, cells: Tensor, parts: Figure, promised: Promises, hair: Promises) -> Found:
-    """Look for a promised accessory.
+    """Find a promised accessory.
 
     Args:
         kind: a key of `KINDS`.
         cells: OKLab (B, 3, N, N) in whole units.
-        promised, hair: its promised colours, and those of the hair.
+        parts: the figure.
+        promised: the promised colours of the accessory.
+        hair: the promised colours of the hair.
     """
     about = KINDS[kind]
-    near = promised.nearest(cells, _SHADE)
-    rival = _rival(cells, parts, hair, _SHADE)
-    alike = parts.figure & (near < _REACH) & (near < _RIVAL * rival)
+    near = promised.nearest(cells, _SHADE_WEIGHT)
+    rival = _rival(cells, parts, hair, _SHADE_WEIGHT)
+    alike = parts.figure & (near < _COLOUR_REACH) & (near < _RIVAL_FACTOR * rival)
     zone, width = _zone(about, parts)
     mine = alike & zone
     if not about.single:
@@ -92,22 +98,22 @@ def find_accessory(kind: str, cells: Tensor, parts: Figure, promised: Promises, 
         promised.any & (span >= about.span * width) & (area >= (about.area * width * width).clamp_min(1))
         & (area >= about.home * (area + hanging))
     )  # fmt: skip
-    # Its own shading and rim belong to it.
-    shaded = promised.nearest(cells, _RIM_SHADE)
-    rim = parts.figure & zone & (shaded < _rival(cells, parts, hair, _RIM_SHADE).clamp_max(_REACH))
+    # Add its shadow and rim, so that its dominant colour is judged over the whole accessory.
+    shaded = promised.nearest(cells, _RIM_SHADE_WEIGHT)
+    rim = parts.figure & zone & (shaded < _rival(cells, parts, hair, _RIM_SHADE_WEIGHT).clamp_max(_COLOUR_REACH))
     whole = mine | (rim & (neighbours(mine) >= 2))
     closest = _rival(promised.first[..., None, None], parts, hair, 1.0)[:, 0, 0]
-    return Found(whole & present[:, None, None], present, closest >= _SAME)
+    return Found(whole & present[:, None, None], present, closest >= _INDISTINCT)
 
 
 def _rival(cells: Tensor, parts: Figure, hair: Promises, shade: float) -> Tensor:
-    """OKLab distance (B, R, C) of cells to what else they may be: skin, background or promised hair."""
+    """Return the OKLab distance (B, R, C) of cells to the nearest of skin, background and promised hair."""
     others = [distance(cells, c[..., None, None], shade) for c in (parts.skin_colour, parts.background_colour)]
     return torch.stack([*others, hair.nearest(cells, shade)]).amin(0)
 
 
 def _zone(about: Kind, parts: Figure) -> tuple[Tensor, Tensor]:
-    """The cells where a kind belongs (B, N, N), and the width of the face (B,)."""
+    """Return the cells where a kind belongs (B, N, N), and the width of the face in cells (B,)."""
     face = parts.face
     index = torch.arange(face.shape[1], device=face.device)
     top, height = _extent(face.any(2), index)
@@ -122,7 +128,7 @@ def _zone(about: Kind, parts: Figure) -> tuple[Tensor, Tensor]:
 
 
 def _extent(some: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """First place that is set, and how many places from there to the last, at least 1, (B,)."""
+    """Return the first set index, and the number of places from there to the last set one, at least 1, (B,)."""
     first = torch.where(some, index, len(index)).amin(1)
     last = torch.where(some, index, -1).amax(1)
     return first, (last - first + 1).clamp_min(1)

@@ -1,4 +1,4 @@
-"""Colour spaces and distances."""
+"""Convert colours and measure distances between them: OKLab in whole numbers, and CIEDE2000."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 JND = 2.3
-"""CIEDE2000 below which two colours look the same."""
+"""Just noticeable difference in CIEDE2000: below it two colours look the same."""
 
 UNIT = 4096
 """Fixed point of OKLab: 4096 stands for 1.0. A just noticeable difference is about 80."""
 
-_LMS = ((6754, 8787, 843), (3472, 11152, 1760), (1447, 4615, 10322))  # in 1 / 16384: rows add up to it
-_LAB = ((1724, 6501, -33), (16204, -19895, 3691), (212, 6412, -6624))  # rows of a and b add up to 0: grey is grey
+_LMS = ((6754, 8787, 843), (3472, 11152, 1760), (1447, 4615, 10322))  # in 1 / 16384; each row sums to 16384
+_LAB = ((1724, 6501, -33), (16204, -19895, 3691), (212, 6412, -6624))  # rows a and b sum to 0, so grey stays grey
 
 
 def oklab(pixels: Tensor) -> Tensor:
-    """sRGB bytes to OKLab (Ottosson 2020) in whole numbers: the same on every device and in every batch.
+    """Convert sRGB bytes to OKLab (Ottosson 2020) in whole numbers, identical on every device and in every batch.
 
     Args:
         pixels: (B, 3, ...) uint8.
@@ -36,11 +36,13 @@ def oklab(pixels: Tensor) -> Tensor:
 
 
 def distance(colours: Tensor, other: Tensor, shade: float = 1.0) -> Tensor:
-    """OKLab distance in float64, exact; shapes broadcast.
+    """Return the OKLab distance in float64, 1.0 from black to white; shapes broadcast.
+
+    The squares are whole numbers, so only the root is rounded and all devices agree.
 
     Args:
-        colours, other: (B, 3, ...) int32 as `oklab` gives them.
-        shade: weight of lightness in tenths; below 1 shading is forgiven.
+        colours, other: (B, 3, ...) int32 as `oklab` returns them.
+        shade: weight of lightness, rounded to tenths; below 1, shading counts less than hue.
     """
     light, a, b = (colours - other).unbind(1)
     light, hue = light * light, a * a + b * b  # below 2 ** 25
@@ -49,7 +51,7 @@ def distance(colours: Tensor, other: Tensor, shade: float = 1.0) -> Tensor:
 
 
 def _combine(planes: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
-    """Weighted sum of planes of whole numbers, in one buffer: memory is what it costs."""
+    """Return the weighted sum of planes of whole numbers, in one buffer: memory traffic dominates the cost."""
     total = planes[0] * weights[0]
     for plane, weight in zip(planes[1:], weights[1:], strict=True):
         total.add_(plane, alpha=weight)
@@ -62,7 +64,7 @@ def _look_up(table: Tensor, index: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Linear light of a byte as 0..65535, and cube roots of that as 0..32767."""
+    """Return two tables: linear light of a byte as 0..65535, and cube roots of that as 0..32767."""
     byte = torch.arange(256, dtype=torch.float64) / 255
     linear = torch.where(byte > 0.04045, ((byte + 0.055) / 1.055) ** 2.4, byte / 12.92)
     root = (torch.arange(65536, dtype=torch.float64) / 65535) ** (1 / 3)
@@ -70,23 +72,23 @@ def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def hex_bytes(codes: list[str]) -> Tensor:
-    """Hex codes as sRGB bytes (N, 3)."""
+    """Convert hex codes such as `#ff0000` to sRGB bytes (N, 3)."""
     return torch.tensor(list(bytes.fromhex("".join(code[1:] for code in codes))), dtype=torch.uint8).view(-1, 3)
 
 
 def hex_code(colour: Tensor) -> str:
-    """An sRGB colour (3,) of bytes as a hex code."""
+    """Convert an sRGB colour (3,) of bytes to a hex code."""
     return "#" + "".join(f"{value:02x}" for value in colour.tolist())
 
 
 def difference(first: Tensor, second: Tensor) -> Tensor:
-    """CIEDE2000 between sRGB colours (..., 3) in [0, 1]; shapes broadcast."""
+    """Return CIEDE2000 between sRGB colours (..., 3) in [0, 1]; shapes broadcast."""
     first, second = torch.broadcast_tensors(first, second)
     return ciede2000(_lab(first), _lab(second))
 
 
 def accuracy(delta: Tensor) -> Tensor:
-    """0-100 for a CIEDE2000 difference: 100 within a just noticeable one, 61 at 10, 10 at 25."""
+    """Score a CIEDE2000 difference as 0-100: 100 up to a just noticeable one, 61 at 10, 10 at 25."""
     return 100 * torch.exp(-((((delta - JND).clamp_min(0)) / 12) ** 1.3))
 
 
@@ -97,7 +99,7 @@ def _lab(colours: Tensor) -> Tensor:
 
 
 def ciede2000(first: Tensor, second: Tensor) -> Tensor:
-    """CIEDE2000 between CIE Lab colours (..., 3) (Sharma, Wu, Dalal 2005, numbers of their equations)."""
+    """Return CIEDE2000 between CIE Lab colours (..., 3), float64 (Sharma, Wu, Dalal 2005; comments cite equations)."""
     l1, a1, b1 = first.double().unbind(-1)
     l2, a2, b2 = second.double().unbind(-1)
     chroma = (torch.hypot(a1, b1) + torch.hypot(a2, b2)) / 2

@@ -1,4 +1,4 @@
-"""Picture files as they are measured: without transparency, and sprites at their native size enlarged."""
+"""Read picture files for measuring: transparency becomes white, sprites at their native size are enlarged."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from schema.errors import BadDataError
 from schema.runs import PictureMetrics
 from tasks.pictures import LEAST_SIDE, open_picture, reduced
 
-_SMALL = 128
-_TARGET = 256
-_FEW = 4
-"""Pixels for each colour from which a small picture is a sprite: a photograph has nearly as many colours as pixels."""
+_MAX_NATIVE_SIDE = 128  # pixels; larger pictures are never taken for sprites at native size
+_ENLARGED_SIDE = 256  # pixels; the grid detector needs art pixels of at least 2 pixels, and more lines are safer
+_PIXELS_PER_COLOUR = 4
+"""A small picture with at least this many pixels per colour is a sprite. A photograph has nearly one colour a pixel."""
 
 
 def read_picture(file: Path) -> tuple[Tensor, float]:
-    """Return pixels (3, H, W) uint8, and how many times larger they are than the file's.
+    """Return pixels (3, H, W) uint8, and the factor by which they are larger than the file's pixels.
 
-    What is transparent counts as white. A small picture in few colours, none of whose pixels repeat in blocks, is
-    pixel art at its native size: the measures look for art pixels that are larger than pixels, so it is enlarged.
-    One of more than 1024 pixels a side is reduced, so that memory stays bounded.
+    Transparent pixels become white. A small picture in few colours whose pixels do not repeat in blocks is pixel art
+    at its native size. It is enlarged, because the measures expect art pixels larger than one pixel. A picture of
+    more than 1024 pixels a side is reduced to bound memory; the factor is then below 1.
 
     Raises:
-        BadDataError: the file is not a picture, or has too few pixels to be measured.
+        BadDataError: the file is not a picture, or has too few pixels.
     """
     image, step = reduced(open_picture(file))
     if min(image.size) < LEAST_SIDE:
@@ -35,13 +35,13 @@ def read_picture(file: Path) -> tuple[Tensor, float]:
     layers = image.convert("RGBA")
     white = Image.new("RGBA", layers.size, "white")
     pixels = np.array(Image.alpha_composite(white, layers).convert("RGB"))
-    times = max(2, _TARGET // max(pixels.shape[:2])) if _is_native(pixels) else 1
+    times = max(2, _ENLARGED_SIDE // max(pixels.shape[:2])) if _is_native(pixels) else 1
     enlarged = pixels.repeat(times, 0).repeat(times, 1)
     return torch.from_numpy(enlarged).permute(2, 0, 1), times / step
 
 
 def on_file(metrics: PictureMetrics, times: float) -> PictureMetrics:
-    """Return the metrics of an enlarged or reduced picture with its grid in pixels of the file."""
+    """Return the metrics with the grid converted back to pixels of the file; `times` is `read_picture`'s factor."""
     if times == 1 or metrics.grid_scale is None:
         return metrics
     places = {name: getattr(metrics, name) / times for name in ("grid_scale", "grid_left", "grid_top")}
@@ -49,15 +49,15 @@ def on_file(metrics: PictureMetrics, times: float) -> PictureMetrics:
 
 
 def _is_native(pixels: np.ndarray) -> bool:
-    """Whether (H, W, 3) are art pixels themselves: small, in few colours, and not in blocks of one."""
+    """Return whether (H, W, 3) is a sprite at native size: small, in few colours, and not already enlarged."""
     height, width = pixels.shape[:2]
-    if max(height, width) > _SMALL:
+    if max(height, width) > _MAX_NATIVE_SIDE:
         return False
     colours = len(np.unique(pixels.reshape(-1, 3), axis=0))
-    return colours * _FEW <= height * width and _block(pixels) == 1
+    return colours * _PIXELS_PER_COLOUR <= height * width and _block(pixels) == 1
 
 
 def _block(pixels: np.ndarray) -> int:
-    """The greatest size of blocks that all pixels come in: all edges lie on its multiples."""
+    """Return the largest block size, in pixels, whose multiples contain all edges."""
     places = [np.flatnonzero((np.diff(pixels.astype(int), axis=axis) != 0).any((1 - axis, 2))) + 1 for axis in (0, 1)]
     return int(np.gcd.reduce(np.concatenate([*places, pixels.shape[:2]])))

@@ -1,4 +1,4 @@
-"""Pictures of what the measures saw, for a person to check."""
+"""Draw the regions that the measures found, for a person to check."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ PAINT = {
 }  # fmt: skip
 """Colours of the regions."""
 
-_SIZE = 384
+_PANEL_SIDE = 384  # pixels of each half; two fit side by side on a screen
 
 
 @torch.no_grad()
 def save_overlays(images: Tensor, expectations: Sequence[Expectation], files: Sequence[Path]) -> None:
-    """Write for each picture its native cells beside the regions that were found in them.
+    """Write one file a picture: its native cells beside the regions found in them.
 
     Args:
         images: (B, 3, H, W) in [0, 1] or uint8.
-        expectations: B promises: accessories are looked for by them.
-        files: B files to write, in folders that exist.
+        expectations: B promises, needed to find accessories.
+        files: B files to write, in existing folders.
     """
     seen = view(images, expectations)
     for index, file in enumerate(files):
@@ -50,8 +50,8 @@ def _overlay(seen: View, index: int) -> Image.Image:
         painted[where] = (native[where].float() * 0.3 + torch.tensor(PAINT[name]) * 0.7).round().byte()
     face = seen.parts.face[index, :rows, :columns].cpu()
     painted[face] = (painted[face].float() * 0.8 + 51).round().byte()
-    sheet = Image.new("RGB", (2 * _SIZE + 4, _SIZE), "white")
+    sheet = Image.new("RGB", (2 * _PANEL_SIDE + 4, _PANEL_SIDE), "white")
     for place, picture in enumerate((native, painted)):
-        enlarged = Image.fromarray(picture.numpy()).resize((_SIZE, _SIZE), Image.Resampling.NEAREST)
-        sheet.paste(enlarged, (place * (_SIZE + 4), 0))
+        enlarged = Image.fromarray(picture.numpy()).resize((_PANEL_SIDE, _PANEL_SIDE), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (place * (_PANEL_SIDE + 4), 0))
     return sheet

@@ -1,4 +1,4 @@
-"""What prompts promise, as colours in a batch."""
+"""Stack the colours that prompts promise into batched tensors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tasks.metrics.colour import difference, distance, hex_bytes, oklab
 
 @dataclass(frozen=True)
 class Promises:
-    """One promised attribute of B prompts: up to K colours each.
+    """Hold one promised attribute of B prompts, up to K colours each.
 
     Attributes:
         colours: (B, K, 3) sRGB in [0, 1].
         lab: (B, 3, K) OKLab in whole units.
-        given: (B, K) which of the K count.
+        given: (B, K) False for padding.
     """
 
     colours: Tensor
@@ -28,10 +28,11 @@ class Promises:
 
     @classmethod
     def of(cls, expectations: Sequence[Expectation], device: torch.device) -> dict[str, Promises]:
-        """Stack the promises of every attribute; K is the largest number of colours, at least 1."""
+        """Return the promises by attribute; K is the largest number of colours that any prompt gives, at least 1."""
         names = list(Expectation.model_fields)
         codes = [[getattr(e, name) for e in expectations] for name in names]
         most = max(1, *(len(c) for of_name in codes for c in of_name))
+        # Any colour pads: `given` masks it out.
         padded = [[*c, *["#000000"] * (most - len(c))] for of_name in codes for c in of_name]
         numbers = torch.tensor([len(c) for of_name in codes for c in of_name])
         given = (torch.arange(most) < numbers[:, None]).view(len(names), -1, most).to(device)
@@ -41,20 +42,23 @@ class Promises:
 
     @property
     def any(self) -> Tensor:
-        """Which prompts promise anything, (B,)."""
+        """Return which prompts promise this attribute, (B,) bool."""
         return self.given.any(1)
 
     @property
     def first(self) -> Tensor:
-        """The first promised colour in OKLab, (B, 3)."""
+        """Return the first promised colour in OKLab units, (B, 3); black where nothing is promised."""
         return self.lab[:, :, 0]
 
     def difference(self, colours: Tensor) -> Tensor:
-        """CIEDE2000 of sRGB colours (B, 3) to the nearest promised one; infinite where none is."""
+        """Return CIEDE2000 from sRGB colours (B, 3) in [0, 1] to the nearest promised one, (B,); infinite if none."""
         return torch.where(self.given, difference(colours[:, None], self.colours), torch.inf).amin(1)
 
     def nearest(self, cells: Tensor, shade: float = 1.0) -> Tensor:
-        """OKLab distance (B, R, C) of cells (B, 3, R, C) to the nearest promised colour; infinite where none is."""
+        """Return the OKLab distance (B, R, C) of cells (B, 3, R, C) to the nearest promised colour; infinite if none.
+
+        `shade` weighs lightness as in `colour.distance`.
+        """
         each = [
             torch.where(self.given[:, k, None, None], distance(cells, self.lab[:, :, k, None, None], shade), torch.inf)
             for k in range(self.given.shape[1])

@@ -1,4 +1,4 @@
-"""Measures of a whole set of pictures: what single pictures cannot show of over-training."""
+"""Measure a whole set of pictures for signs of over-training that single pictures cannot show."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from schema.runs import EpochMetrics, PictureMetrics
 from tasks.metrics.colour import UNIT, oklab
 from tasks.pictures import open_picture, reduced
 
-_SIDE = 24
-_NEAR = 0.3
-"""Part of the usual distance between a training picture and its nearest below which a picture is a copy."""
+_THUMB_SIDE = 24  # pixels; the values of `diversity` hold for this size only
+_COPY_DISTANCE = 0.3
+"""A picture nearer to a training picture than this part of `Training.usual` is a copy. Chosen by hand."""
 
 ATTRIBUTES = ("background_accuracy", "hair_accuracy", "crown_accuracy")
-"""Attributes of which the worst prompt is named."""
+"""Attributes for which the worst prompt is reported."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """Training pictures as thumbnails, to recognise copies of them.
+    """Hold thumbnails of the training pictures, to recognise copies of them.
 
     Attributes:
         thumbs: (N, 3, 24, 24) OKLab, float64.
-        usual: median distance of a picture to its nearest other one, OKLab; 0 with fewer than two pictures.
+        usual: median OKLab distance of a picture to its nearest other one; 0 with fewer than two pictures.
     """
 
     thumbs: Tensor
@@ -39,7 +39,7 @@ class Training:
 
     @classmethod
     def of(cls, pixels: Sequence[Tensor]) -> Training:
-        """From pictures (3, H, W) uint8 of any sizes."""
+        """Build the thumbnails of pictures (3, H, W) uint8 of any sizes."""
         thumbs = torch.cat([_thumbs(picture[None]) for picture in pixels])
         apart = _distances(thumbs, thumbs)
         apart.fill_diagonal_(torch.inf)
@@ -49,20 +49,20 @@ class Training:
 
 @functools.lru_cache(maxsize=4)
 def training_pictures(files: tuple[Path, ...]) -> Training:
-    """The pictures of a data set, read once."""
+    """Return the thumbnails of a data set's picture files; cached, so the files are read once."""
     return Training.of([_read(file) for file in files])
 
 
 def with_set_measures(
     metrics: EpochMetrics, pixels: Tensor, prompts: Sequence[str], training: Training | None
 ) -> EpochMetrics:
-    """Add the measures of the whole set to an epoch's metrics.
+    """Return an epoch's metrics with the measures of the whole set added.
 
     Args:
-        metrics: as `summarise` gives them.
-        pixels: (B, 3, H, W) uint8, the pictures in the same order.
-        prompts: B names: pictures of one prompt differ by their seed.
-        training: what the pictures were learnt from; without it nothing is said of copies.
+        metrics: as `summarise` returns them.
+        pixels: (B, 3, H, W) uint8, in the order of `metrics.pictures`.
+        prompts: B names; pictures of one prompt differ by their seed.
+        training: the training pictures; without them `memorised_share` stays None.
     """
     copies = memorised(pixels, training) if training is not None and training.usual > 0 else None
     return metrics.changed(
@@ -74,14 +74,14 @@ def with_set_measures(
 
 
 def diversity(pixels: Tensor, prompts: Sequence[str]) -> float | None:
-    """How much pictures of different prompts differ in their outlines, 0-100; colours do not count.
+    """Measure how much pictures of different prompts differ in their outlines, 0-100; colours do not count.
 
-    100 less the mean correlation of their edges on 24 x 24 thumbnails, in per cent. DiceBear's portraits have 56 to
-    63, one portrait in other colours 19 to 28, one picture over and over 0: below 35 the model draws one face for
-    every prompt.
+    The value is 100 minus the mean correlation, in per cent, of the edges on 24 x 24 thumbnails. DiceBear's portraits
+    score 56 to 63, one portrait in different colours 19 to 28, one repeated picture 0. Below 35 the model draws one
+    face for every prompt.
 
     Returns:
-        None where all pictures are of one prompt.
+        The value, or None if all pictures have one prompt.
     """
     names = {name: index for index, name in enumerate(dict.fromkeys(prompts))}
     of = torch.tensor([names[name] for name in prompts])
@@ -98,28 +98,28 @@ def diversity(pixels: Tensor, prompts: Sequence[str]) -> float | None:
 
 
 def memorised(pixels: Tensor, training: Training) -> Tensor:
-    """Which pictures are copies of a training picture, also mirrored, (B,) bool.
+    """Return which pictures (B, 3, H, W) are copies of a training picture or of its mirror image, (B,) bool.
 
-    A copy is nearer to a training picture than 0.3 of what training pictures usually are to each other.
+    A copy is nearer to a training picture than 0.3 of the usual distance between training pictures.
     """
     thumbs = _thumbs(pixels)
     known = training.thumbs.to(thumbs.device)
     nearest = torch.minimum(_distances(thumbs, known), _distances(thumbs.flip(3), known)).amin(1)
-    return nearest < _NEAR * training.usual
+    return nearest < _COPY_DISTANCE * training.usual
 
 
-def near_twins(pixels: Sequence[Tensor]) -> list[bool]:
-    """Which pictures (3, H, W) uint8 of any sizes are as near to another one as a copy would be."""
+def near_duplicates(pixels: Sequence[Tensor]) -> list[bool]:
+    """Return which pictures (3, H, W) uint8 of any sizes are near duplicates of another one; all False below three."""
     if len(pixels) < 3:
         return [False] * len(pixels)
     training = Training.of(pixels)
     apart = _distances(training.thumbs, training.thumbs)
     apart.fill_diagonal_(torch.inf)
-    return [bool(near) for near in apart.amin(1) < _NEAR * training.usual]
+    return [bool(near) for near in apart.amin(1) < _COPY_DISTANCE * training.usual]
 
 
 def seed_spread(pictures: Sequence[PictureMetrics], prompts: Sequence[str]) -> float | None:
-    """Standard deviation of the overall figure over seeds, mean over prompts; None with one seed each."""
+    """Return the standard deviation of `overall` over seeds, averaged over prompts; None with one seed each."""
     by_prompt: dict[str, list[float]] = {}
     for name, picture in zip(prompts, pictures, strict=True):
         by_prompt.setdefault(name, []).append(picture.overall)
@@ -128,7 +128,7 @@ def seed_spread(pictures: Sequence[PictureMetrics], prompts: Sequence[str]) -> f
 
 
 def worst_prompts(pictures: Sequence[PictureMetrics], prompts: Sequence[str]) -> dict[str, str]:
-    """The prompt that each attribute is least true to, of those that promise it."""
+    """Return, for each attribute, the prompt with the lowest score; attributes that no prompt promises are left out."""
     worst = {}
     for attribute in ATTRIBUTES:
         scored = [(getattr(p, attribute), name) for p, name in zip(pictures, prompts, strict=True)]
@@ -143,11 +143,12 @@ def _read(file: Path) -> Tensor:
 
 
 def _thumbs(pixels: Tensor) -> Tensor:
-    """(B, 3, 24, 24) OKLab in [0, 1]."""
-    return F.adaptive_avg_pool2d(oklab(pixels).double(), _SIDE) / UNIT
+    """Return thumbnails (B, 3, 24, 24) in OKLab, float64."""
+    return F.adaptive_avg_pool2d(oklab(pixels).double(), _THUMB_SIDE) / UNIT
 
 
 def _distances(first: Tensor, second: Tensor) -> Tensor:
-    """Mean OKLab distance between thumbnails, (B, N)."""
+    """Return the mean OKLab distance between thumbnails, (B, N)."""
+    # One row at a time: the full (B, N, 3, 24, 24) difference would be needed otherwise.
     rows = [torch.linalg.vector_norm(picture - second, dim=1).mean((1, 2)) for picture in first]
     return torch.stack(rows)

@@ -1,4 +1,4 @@
-"""All measurements of a batch of pictures, and their summary over an epoch."""
+"""Measure a batch of pictures and summarise an epoch."""
 
 from __future__ import annotations
 
@@ -30,33 +30,35 @@ from tasks.metrics.palette import Palette, palette_score, palette_size
 from tasks.metrics.promises import Promises
 from tasks.metrics.regions import Figure, Hair, find_figure, find_hair
 from tasks.metrics.scan import Scan
-from tasks.metrics.scan import as_bytes as as_bytes  # callers hand pictures on as bytes
+from tasks.metrics.scan import as_bytes as as_bytes  # re-exported for callers that pass pictures on as bytes
 from tasks.metrics.style import Style, measure_style
 
 COLOUR_WEIGHTS = {
     "background_accuracy": 0.35, "hair_accuracy": 0.35, "crown_accuracy": 0.15, "accessories": 0.15,
     "colour_purity": 0.15,
 }  # fmt: skip
-"""Parts of the colour score; those that a prompt does not promise drop out."""
+"""Weights of the colour score's parts. Parts that a prompt does not promise are left out of the mean."""
 
 STYLE_WEIGHTS = {
     "purity": 0.50, "calm": 0.20, "photorealism": 0.10, "sharpness": 0.10, "palette": 0.05, "dithering": 0.05,
 }  # fmt: skip
-"""Parts of the style score; of photorealism the rest to 100 counts; calm is 100 on
-a grid with no more stray pixels than real sprites have."""
+"""Weights of the style score's parts. `photorealism` enters as 100 minus its value. `calm` is 100 for a picture on a
+grid with no more stray pixels than real sprites have."""
 
-_MOST_PIXELS = 2**22
+_PIXELS_PER_BATCH = 2**22
 """Pixels measured at a time, by a thread or on a device: sixteen pictures of 512 x 512 take about 1.5 GB."""
-_LEAST = 4
-"""Pictures from which another thread is worth it."""
-_FIGURE = (0.06, 0.94)
-_TWO_TONE_PENALTY = 0.7
-_STRAY = (0.10, 0.45)
+
+_PICTURES_PER_THREAD = 4
+"""Pictures that justify one more thread: with fewer, starting it costs more than it saves."""
+
+_FIGURE_SHARE = (0.06, 0.94)  # of the picture: outside this range it is flat or noise, and its colours score 0
+_TWO_TONE_PENALTY = 0.7  # on `hair_accuracy`, because prompts promise hair of one colour. Chosen by hand
+_STRAY_SHARE = (0.10, 0.45)  # `calm` falls from 100 to 0 over this range; real sprites have up to 0.16
 
 
 @dataclass(frozen=True)
 class View:
-    """B pictures of one size taken apart: their grid, cells and regions."""
+    """Hold the grid, cells and regions of B pictures of one size."""
 
     scan: Scan
     grid: Grid
@@ -75,21 +77,22 @@ class View:
 def measure(images: Tensor, expectations: Sequence[Expectation]) -> list[PictureMetrics]:
     """Measure pictures against what their prompts promise.
 
-    The overall figure is the geometric mean of colour and style, so that neither makes up for the other: a
-    smooth picture in the right colours and a clean one in wrong colours both stay low. A picture without a
-    figure, flat or noise, gets 0 for its colours. A promised region that is not found has no figure of its own, but
-    counts as 0 in `colour`: else it would pay to draw none.
+    `overall` is the geometric mean of colour and style, so that neither makes up for the other: a smooth picture in
+    the right colours and a clean one in wrong colours both score low. A picture without a figure (flat, or noise)
+    scores 0 for its colours. A promised region that is not found has no score of its own, but counts as 0 in
+    `colour`. Otherwise drawing no hair at all would raise the score.
 
     Args:
         images: (B, 3, H, W) in [0, 1] on any device, or uint8.
         expectations: B promises, one a picture.
 
     Returns:
-        One record a picture, rounded to four decimals: the same in every batch, order and number of threads.
-        Whatever decides is computed in whole numbers, so CPU and GPU agree within the rounding.
+        One record a picture, rounded to four decimals. It does not depend on batch, order or number of threads.
+        Decisions are made on whole numbers, so CPU and GPU agree within the rounding.
     """
-    workers = 1 if images.is_cuda else max(1, min(torch.get_num_threads(), len(images) // _LEAST))
-    fitting = _MOST_PIXELS // max(1, images.shape[-2] * images.shape[-1])
+    # Threads share out pictures only on a CPU: one thread is enough to submit work to a GPU.
+    workers = 1 if images.is_cuda else max(1, min(torch.get_num_threads(), len(images) // _PICTURES_PER_THREAD))
+    fitting = _PIXELS_PER_BATCH // max(1, images.shape[-2] * images.shape[-1])
     size = max(1, min(fitting, -(-len(images) // workers)))
     pieces = [(images[i : i + size], expectations[i : i + size]) for i in range(0, len(images), size)]
     if images.is_cuda:
@@ -100,21 +103,21 @@ def measure(images: Tensor, expectations: Sequence[Expectation]) -> list[Picture
 
 @contextlib.contextmanager
 def _single_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that share out pictures, each of one core.
+    """Yield a pool whose threads each measure whole pictures, with one core of torch each.
 
-    The tensors of native cells are small: threads that share them out spend their time waiting for each other, and
-    on a busy machine nearly all of it.
+    The tensors of native cells are small. torch threads that split one of them spend most of their time waiting for
+    each other, on a busy machine nearly all of it.
     """
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool
     finally:
-        torch.set_num_threads(threads)  # what later threads of this process start with
+        torch.set_num_threads(threads)  # the initializer changed the default for later threads of this process
 
 
 def view(images: Tensor, expectations: Sequence[Expectation]) -> View:
-    """Find grid, cells and regions of pictures (B, 3, H, W), uint8 or in [0, 1]."""
+    """Find the grid, cells and regions of pictures (B, 3, H, W), uint8 or in [0, 1]."""
     scan = Scan.of(images)
     grid = detect_grid(scan)
     cells_rgb, valid = sample_cells(images, grid)
@@ -130,7 +133,7 @@ def view(images: Tensor, expectations: Sequence[Expectation]) -> View:
 
 
 def summarise(pictures: Sequence[PictureMetrics]) -> EpochMetrics:
-    """Mean over pictures, and what the mean hides."""
+    """Return the mean over an epoch's pictures, the worst score, and shares of pictures with a property."""
     if not pictures:
         return EpochMetrics()
     two_toned = [p.hair_two_tone for p in pictures if p.hair_two_tone is not None]
@@ -196,7 +199,7 @@ def _record(
 
 
 def _colour_columns(seen: View) -> dict[str, list[float | None]]:
-    """The colour parts of each picture; None where its prompt promises nothing, or nothing is found."""
+    """Return the colour parts of each picture; None where the prompt promises nothing or nothing is found."""
     figure = _has_figure(seen)
     background, hair = seen.promises["background"], seen.promises["hair"]
     anything = torch.stack([p.any for p in seen.promises.values()]).any(0)
@@ -218,7 +221,7 @@ def _colour_columns(seen: View) -> dict[str, list[float | None]]:
 
 
 def _missing(seen: View) -> list[list[str]]:
-    """Of each picture the promised regions that are not there."""
+    """Return, for each picture, the scores of promised regions that were not found."""
     lacking = {
         f"{name}_accuracy": (seen.promises[name].any & ~there).tolist()
         for name, there in (("background", seen.parts.has_background), ("hair", seen.hair.found))
@@ -236,13 +239,13 @@ def _accessory_columns(seen: View) -> dict[str, list[float | None]]:
 
 
 def _has_figure(seen: View) -> Tensor:
-    """Neither flat nor noise, (B,)."""
-    low, high = _FIGURE
+    """Return which pictures are neither flat nor noise, (B,) bool."""
+    low, high = _FIGURE_SHARE
     return (seen.parts.share > low) & (seen.parts.share < high)
 
 
 def _facts(seen: View, style: Style, size: Tensor) -> dict[str, list[Any]]:
-    """What is told of each picture beside its scores."""
+    """Return what is reported of each picture beside its scores."""
     grid, hair = seen.grid, seen.hair
     tones = two_tone_score(seen.cells, hair)
     crown = seen.worn.get("crown")
@@ -275,7 +278,7 @@ def _facts(seen: View, style: Style, size: Tensor) -> dict[str, list[Any]]:
 
 
 def _style_columns(style: Style, size: Tensor, gridded: Tensor) -> dict[str, list[float]]:
-    few, many = _STRAY
+    few, many = _STRAY_SHARE
     return {
         "purity": style.purity.tolist(),
         "photorealism": (100 - style.photorealism).tolist(),
@@ -287,12 +290,12 @@ def _style_columns(style: Style, size: Tensor, gridded: Tensor) -> dict[str, lis
 
 
 def _where(given: Tensor, values: Tensor) -> list[Any]:
-    """Values as a list, None where they are not given."""
+    """Return values as a list, with None where `given` is False."""
     return [value if there else None for there, value in zip(given.tolist(), values.tolist(), strict=True)]
 
 
 def _rgb_of(colour: Tensor, seen: View) -> Tensor:
-    """The bytes (B, 3) of the cell nearest to an OKLab colour: a colour that is really in the picture."""
+    """Return the bytes (B, 3) of the cell nearest to an OKLab colour, so that the colour occurs in the picture."""
     apart = torch.where(seen.valid, distance(seen.cells, colour[..., None, None]), torch.inf).flatten(1)
     place = torch.arange(apart.shape[1], device=apart.device)
     nearest = torch.where(apart == apart.amin(1, keepdim=True), place, len(place)).amin(1)
@@ -300,7 +303,7 @@ def _rgb_of(colour: Tensor, seen: View) -> Tensor:
 
 
 def _weighted(parts: dict[str, float | None] | dict[str, float], weights: dict[str, float]) -> float | None:
-    """Weighted mean of the parts that are there; None where none is."""
+    """Return the weighted mean of the parts that are not None; None if all are."""
     there = {name: value for name, value in parts.items() if value is not None}
     if not there:
         return None
@@ -308,7 +311,7 @@ def _weighted(parts: dict[str, float | None] | dict[str, float], weights: dict[s
 
 
 def _mean(pictures: Sequence[PictureMetrics]) -> PictureMetrics:
-    """Means of all numbers; a flag is set where it is for most."""
+    """Return the means of all numbers; a flag is set if it is set for more than half."""
     values: dict[str, object] = {}
     for name in PictureMetrics.model_fields:
         if name == "accessories":

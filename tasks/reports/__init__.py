@@ -1,1 +1,1 @@
-"""What a person reads of a campaign: leaderboard, report, notes, terminal views."""
+"""Present a campaign to people: leaderboard, report, notes, terminal views."""

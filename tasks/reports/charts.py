@@ -1,4 +1,4 @@
-"""Charts as plain plotly figures: dictionaries of data and layout, without colours of a theme.
+"""Build charts as plain plotly figures: dictionaries of data and layout, without a theme's colours.
 
 The report draws them with plotly.js, the dashboard through `plotly.graph_objects.Figure`.
 """
@@ -31,11 +31,11 @@ _PALETTE = (
     "#a07850",
     "#7d8794",
 )
-"""Ten hues that read on white and on near-black."""
+"""Ten hues that are readable on white and on near-black."""
 
 
 def quality_curves(history: Sequence[RunHistory], base: EpochResult | None, best: str | None) -> Figure:
-    """Quality over epochs, a line a run; the best run is thick, failed ones are dashed, the base model is dotted."""
+    """Plot quality over epochs, one line a run: the best is thick, failed ones dashed, the base model dotted."""
     data = [_curve(each, place, best) for place, each in enumerate(history) if each.curve]
     last = max((x for line in data for x in line["x"]), default=1)
     if base is not None and base.quality is not None:
@@ -46,7 +46,7 @@ def quality_curves(history: Sequence[RunHistory], base: EpochResult | None, best
 
 
 def measure_curves(epochs: Sequence[EpochResult]) -> Figure:
-    """Every measure of one run over its epochs, a line each."""
+    """Plot every measure of one run over its epochs, one line each."""
     numbers = [epoch.epoch_number for epoch in epochs]
     data = [
         _line(numbers, list(row.figures), row.measure, _PALETTE[place % len(_PALETTE)], 1.5, "solid")
@@ -58,7 +58,7 @@ def measure_curves(epochs: Sequence[EpochResult]) -> Figure:
 
 
 def parameter_scatter(rows: Sequence[Row], name: str) -> Figure:
-    """Quality against one parameter; failed runs are crosses, at 0 where they have no quality."""
+    """Plot quality against one parameter; failed runs are crosses, at 0 if they have no quality."""
     kinds = ((False, "runs", "circle", _PALETTE[0]), (True, "failed", "x", _PALETTE[4]))
     data = [_points(rows, name, failed, label, symbol, colour) for failed, label, symbol, colour in kinds]
     layout = _layout(name, "quality", legend=False)
@@ -71,7 +71,7 @@ def parameter_scatter(rows: Sequence[Row], name: str) -> Figure:
 
 
 def calibration(history: Sequence[RunHistory]) -> Figure:
-    """What each run came to over what was predicted for it, with the interval; on the line a prediction was exact."""
+    """Plot each run's quality against its prediction, with the interval; points on the line were exact."""
     checks = check_predictions(history)
     predicted = [check.prediction.quality for check in checks]
     measured = [check.actual for check in checks]
@@ -94,7 +94,7 @@ def calibration(history: Sequence[RunHistory]) -> Figure:
 
 
 def importance_bars(importance: Mapping[str, float]) -> Figure:
-    """Share of quality's variation by parameter, the largest on top."""
+    """Plot the share of quality's variation by parameter, the largest on top."""
     ranked = sorted(importance.items(), key=lambda pair: pair[1])
     bars = {
         "type": "bar", "orientation": "h", "marker": {"color": _PALETTE[0]},
@@ -104,7 +104,7 @@ def importance_bars(importance: Mapping[str, float]) -> Figure:
 
 
 def impact_map(effects: Sequence[ParameterEffect]) -> Figure:
-    """Parameters by outcomes: the share of each outcome's variation; a dot where it is claimed, not chance."""
+    """Plot the share of each outcome's variation by parameter; a star marks significant effects."""
     tested = [e for e in effects if e.importance is not None and e.p_value is not None]
     parameters = list(dict.fromkeys(e.parameter for e in tested))
     outcomes = list(dict.fromkeys(e.outcome for e in tested))
@@ -126,7 +126,7 @@ def _curve(history: RunHistory, place: int, best: str | None) -> Figure:
     width, dash = (4.0, "solid") if run.run_name == best else (1.5, "dash" if failed else "solid")
     epochs, qualities = [p[0] for p in points], [p[1] for p in points]
     line = _line(epochs, qualities, run.run_name, _PALETTE[place % len(_PALETTE)], width, dash)
-    return line | {"zorder": 1 if run.run_name == best else 0}
+    return line | {"zorder": 1 if run.run_name == best else 0}  # draw the best run on top
 
 
 def _line(
@@ -146,6 +146,7 @@ def _points(rows: Sequence[Row], name: str, failed: bool, label: str, symbol: st
     shown = [r for r in rows if r.failed == failed and r.parameters.get(name) is not None]
     shown = [r for r in shown if r.quality is not None or failed]
     marker = {"size": 9, "symbol": symbol, "color": colour, "opacity": 0.85}
+    # cliponaxis: markers of failed runs lie on the axis and would be cut in half.
     return {
         "type": "scatter", "mode": "markers", "name": label, "marker": marker, "cliponaxis": False,
         "x": [_coordinate(r.parameters[name]) for r in shown],
@@ -164,7 +165,7 @@ def _is_numeric(settings: Sequence[ParameterValue]) -> bool:
 
 
 def _log_axis(values: Sequence[float]) -> Figure:
-    """Labels at 1, 2 and 5 over a short span and at powers of ten over a long one, so that they do not overlap."""
+    """Return a log axis: labels at 1, 2 and 5 over a short span, at powers of ten over a long one, to fit."""
     low, high = min(values, default=1.0), max(values, default=1.0)
     short = low <= 0 or high / low < 30
     return {"type": "log", "dtick": "D2" if short else 1, "tickformat": "~e" if high < 0.01 else "~g"}

@@ -1,4 +1,4 @@
-"""The report: one HTML file that works offline, pictures and charts inside."""
+"""Write the report as one HTML file that works offline, with pictures and charts inside."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def write_report(
     """Write the report of a campaign; the same input gives the same bytes.
 
     Args:
-        path: the file to write; it is replaced whole, never seen half-written.
+        path: the file to write, atomically.
         campaign: name of the campaign.
         history: its runs with their epochs.
         analysis: effects and next experiments.
-        ledger: what the gate did.
-        base: what the base model draws without a LoRA, if it was measured.
-        home: folder in which the paths of the sample sheets start.
+        ledger: decisions of the gate.
+        base: measures of the base model without a LoRA, if there are any.
+        home: folder that the paths of the sample sheets are relative to.
         principles: rules of all campaigns on this model and data.
 
     Returns:
@@ -43,7 +43,7 @@ def write_report(
     from plotly.offline import get_plotlyjs  # takes half a second
 
     report = build_report(campaign, history, analysis, ledger, base, home)
-    # In pieces: as one string a night's page takes memory that the process does not give back.
+    # Rendered in pieces: as one string, a large page takes memory that the process does not return.
     page = environment().get_template("report.html.j2").generate(
         r=report, principles=principles, plotly=Markup(get_plotlyjs())
     )  # fmt: skip
@@ -52,7 +52,7 @@ def write_report(
 
 
 def environment() -> Environment:
-    """Finds the templates; what they are given is escaped."""
+    """Return the environment of the templates; values are escaped, and a missing one is an error."""
     environment = Environment(
         loader=PackageLoader("tasks.reports"),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""The impact report as files: Markdown for people, JSON for programs, one HTML page with the plots."""
+"""Write the impact report: Markdown for people, JSON for programs, one HTML page with the plots."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tasks.reports.html import environment
 from tasks.reports.leaderboard import leaderboard
 from tasks.reports.markdown import impact_note
 
-_SCATTERS = 6
+_MAX_SCATTERS = 6  # plots of quality against one parameter. Chosen by hand: the page stays short
 
 
 def write_impact(folder: Path, scope: str, report: ImpactReport, history: Sequence[RunHistory]) -> list[Path]:
     """Write impact.md, impact.json and impact.html; the same input gives the same bytes.
 
     Args:
-        folder: is made if it is missing.
-        scope: which runs the report is about, in words.
-        report: of the runs.
-        history: the runs, for the plots.
+        folder: created if it is missing.
+        scope: which runs the report is about, as text.
+        report: the impact report.
+        history: its runs, for the plots.
 
     Returns:
-        Their paths.
+        The paths of the three files.
     """
     from plotly.offline import get_plotlyjs  # takes half a second
 
@@ -50,11 +50,11 @@ def write_impact(folder: Path, scope: str, report: ImpactReport, history: Sequen
 
 
 def impact_charts(report: ImpactReport, history: Sequence[RunHistory]) -> list[tuple[str, dict[str, Any]]]:
-    """Titles and figures: importance, all outcomes, and quality against the parameters of most weight."""
+    """Return titles and figures: importance, all outcomes, and quality against the most important parameters."""
     if not report.outcomes:
         return []
     rows = leaderboard(history)
-    chosen = sorted(report.importance, key=lambda name: -report.importance[name])[:_SCATTERS]
+    chosen = sorted(report.importance, key=lambda name: -report.importance[name])[:_MAX_SCATTERS]
     return [
         ("Share of quality's variation", importance_bars(report.importance)),
         ("Share of each outcome's variation, * is no chance", impact_map(report.effects)),

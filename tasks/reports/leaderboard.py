@@ -1,4 +1,4 @@
-"""The leaderboard: runs from best to worst, failed ones last."""
+"""Rank the runs of a campaign, and show the leaderboard in a terminal."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from schema.parameters import PARAMETERS, Parameters
 from schema.runs import EpochResult, PictureMetrics, RunHistory
 from tasks.reports import wording
 
-_SHOWN_PARAMETERS = 6
-"""A terminal has no room for more; the JSON form holds all."""
+_MAX_PARAMETERS = 6
+"""Settings shown per run: a terminal has no room for more. The JSON form has all."""
 
-_WIDE = 110
-_NARROW = 76
+_WIDE_COLUMNS = 110  # width of a terminal from which figures and settings fit side by side
+_NARROW_COLUMNS = 76  # width below which the measures are left out
 _MEASURES = ("col", "style", "bg", "hair", "crown", "pure")
-"""Columns from which figures and settings fit side by side."""
+"""Headings of the measures."""
 
 
 class Row(Frozen):
-    """One line of the leaderboard. Figures are 0-100, higher is better; None where not measured."""
+    """Hold one line of the leaderboard. Figures are 0-100, higher is better; None if not measured."""
 
     rank: int | None = Field(None, description="from 1; None for failed and unmeasured runs and the base model")
     run_name: str
@@ -50,8 +50,8 @@ class Row(Frozen):
 def leaderboard(history: Sequence[RunHistory]) -> list[Row]:
     """Rank the runs by the quality of their best epoch.
 
-    Runs without a quality come after the ranked ones and failed runs last; ties go to the
-    earlier run. A run that is still going takes part with its best epoch so far.
+    Runs without a quality come after the ranked ones, failed runs last. Ties go to the earlier run. A run in
+    progress is ranked by its best epoch so far.
     """
     names = differing_parameters(history)
     rows = sorted((_row(each, names) for each in history), key=_order)
@@ -60,20 +60,20 @@ def leaderboard(history: Sequence[RunHistory]) -> list[Row]:
 
 
 def base_row(base: EpochResult) -> Row:
-    """The base model without a LoRA, to compare with."""
+    """Return a row for the base model without a LoRA, as a baseline."""
     metrics = base.quantitative_metrics.mean
     return Row(run_name="base model", quality=base.quality, outcome="no LoRA", **_figures(metrics))
 
 
 def differing_parameters(history: Sequence[RunHistory]) -> list[str]:
-    """Names of settable parameters whose value is not the same in all runs, in taxonomy order."""
+    """Return the settable parameters whose value differs between runs, in taxonomy order."""
     settings = [each.run.all_parameters for each in history]
     names = {name for one in settings for name in one if name not in PARAMETERS or not PARAMETERS[name].derived}
     return wording.in_taxonomy_order({name for name in names if len({_key(one.get(name)) for one in settings}) > 1})
 
 
 def best_result(history: RunHistory) -> EpochResult | None:
-    """The run's best epoch: the one the run names, or the one of highest quality so far."""
+    """Return the run's best epoch: the one the run names, else the one of highest quality so far; None without any."""
     trained = [epoch for epoch in history.epochs if epoch.epoch_number > 0]
     for epoch in trained:
         if epoch.epoch_number == history.run.best_epoch:
@@ -83,7 +83,7 @@ def best_result(history: RunHistory) -> EpochResult | None:
 
 
 def training_seconds(history: RunHistory) -> float | None:
-    """Training time of the run, or of its epochs so far; None where nothing was timed."""
+    """Return the seconds that the run, or its epochs so far, trained; None if nothing was timed."""
     if history.run.total_training_time is not None:
         return history.run.total_training_time
     timed = [epoch.seconds for epoch in history.epochs if epoch.seconds is not None]
@@ -92,13 +92,13 @@ def training_seconds(history: RunHistory) -> float | None:
 
 @dataclass(frozen=True)
 class _Leaderboard:
-    """The table; where the terminal is narrow the settings stand below it in a table of their own."""
+    """Lay the table out for the terminal's width; in a narrow one the settings get a table of their own below."""
 
     rows: tuple[Row, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wide = options.max_width >= _WIDE
-        yield self._figures(with_settings=wide, with_measures=options.max_width >= _NARROW)
+        wide = options.max_width >= _WIDE_COLUMNS
+        yield self._figures(with_settings=wide, with_measures=options.max_width >= _NARROW_COLUMNS)
         if not wide and any(row.parameters for row in self.rows):
             yield Text()
             yield self._settings()
@@ -129,7 +129,7 @@ class _Leaderboard:
 
 
 def rich_table(rows: Sequence[Row], base: Row | None = None) -> RenderableType:
-    """The leaderboard for a terminal, with the base model at its foot if given; a narrow one has no measures."""
+    """Return the leaderboard for a terminal, with the base model last if given; narrow ones omit the measures."""
     return _Leaderboard((*rows, *([base] if base else [])))
 
 
@@ -147,7 +147,7 @@ def _cells(row: Row) -> list[Text]:
 
 
 def _short_settings(parameters: Parameters) -> str:
-    shown = dict(list(parameters.items())[:_SHOWN_PARAMETERS])
+    shown = dict(list(parameters.items())[:_MAX_PARAMETERS])
     hidden = len(parameters) - len(shown)
     return wording.settings(shown) + (f" and {hidden} more" if hidden else "")
 
@@ -193,5 +193,5 @@ def _order(row: Row) -> tuple[bool, bool, float, str, int]:
 
 
 def _key(setting: object) -> tuple[str, object]:
-    # True == 1 in Python, but not in a TOML; 1 == 1.0 in both
+    # True == 1 in Python, but not in TOML; 1 == 1.0 in both.
     return ("bool" if isinstance(setting, bool) else "value", setting)

@@ -1,4 +1,4 @@
-"""Notes for optuna-dashboard, in Markdown."""
+"""Write notes for optuna-dashboard in Markdown."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tasks.reports import wording
 from tasks.reports.leaderboard import Row, base_row, leaderboard
 from tasks.reports.predictions import check_prediction, check_predictions, tally
 
-_MANY = 20  # runs
+_MANY_RUNS = 20  # below this, a note says that only large effects can be found. Chosen by hand
 _SPECIAL = re.compile(r"[\\`*\[\]|]")
 
 
 def trial_note(run: TrainingRun, epochs: Sequence[EpochResult]) -> str:
-    """The note of one trial: how it went, why, and what to do about it."""
+    """Return the note of one trial: result, prediction, diagnosis, next steps and parameters."""
     return _sections(
         f"# {_text(run.run_name)}: {_text(_headline(run))}",
         f"**{_text(run.failure)}**" if run.failure else "",
@@ -48,7 +48,7 @@ def campaign_note(
     base: EpochResult | None = None,
     principles: Sequence[Principle] = (),
 ) -> str:
-    """The note of the study: leaderboard, what matters, rules of all campaigns, what to run next."""
+    """Return the note of the study: leaderboard, effects, principles, next experiments, refused proposals."""
     rows = leaderboard(history)
     failed = sum(row.failed for row in rows)
     best = next((row for row in rows if row.rank == 1), None)
@@ -111,7 +111,7 @@ def _diagnoses(diagnoses: Sequence[Diagnosis]) -> str:
 
 
 def _parameters(run: TrainingRun) -> str:
-    """A table of what differs from kohya's defaults, and a line of what does not."""
+    """Return a table of the parameters that differ from kohya's defaults, and a line of the others."""
     settings, defaults = run.all_parameters, with_defaults({})
     names = wording.in_taxonomy_order(set(settings))
     changed = [name for name in names if name not in defaults or settings[name] != defaults[name]]
@@ -123,11 +123,11 @@ def _parameters(run: TrainingRun) -> str:
 
 
 def impact_note(report: ImpactReport, scope: str) -> str:
-    """What each parameter did to each outcome: claims first, then what was not found, and what could not be.
+    """Return the effects of each parameter on each outcome: significant ones first, then the others by reason.
 
     Args:
-        report: of the runs.
-        scope: which runs they are, in words.
+        report: the impact report.
+        scope: which runs it is about, as text.
     """
     claims = [e for e in report.effects if e.verdict.is_claim]
     constant = [e.parameter for e in report.effects if e.verdict is EffectVerdict.NEVER_VARIED]
@@ -154,7 +154,7 @@ def impact_note(report: ImpactReport, scope: str) -> str:
 
 
 def _nothing(runs: int) -> str:
-    few = ": so few runs show large effects only" if runs < _MANY else ""
+    few = ": so few runs show large effects only" if runs < _MANY_RUNS else ""
     return (
         f"Nothing that chance would not show as well{few}. Let the campaign run on, or test a hunch by pairs of runs: "
         "`pixelloop test`."
@@ -243,7 +243,7 @@ def _section(heading: str, body: str) -> str:
 
 
 def _list(lines: Iterable[str]) -> str:
-    """A list of lines whose texts are escaped already."""
+    """Return a Markdown list of lines that are already escaped."""
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -255,12 +255,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _text(text: str) -> str:
-    """Text on one line that is shown as it stands: it ends no table cell and starts no tag, link, picture or code."""
+    """Escape text for one line: it cannot end a table cell or start a tag, link, picture or code."""
     return _SPECIAL.sub(r"\\\g<0>", " ".join(text.split())).replace("<", "&lt;")
 
 
 def _code(text: str) -> str:
-    """Text between more backticks in a row than it holds itself."""
+    """Quote text as code, with more backticks than any run of them in it."""
     plain = " ".join(text.split())
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
     space = " " if plain.startswith("`") or plain.endswith("`") else ""

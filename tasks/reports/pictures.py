@@ -1,4 +1,4 @@
-"""Pictures as data URIs, so that a report is one file."""
+"""Embed pictures as data URIs, so that a report is one file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import Image
 from schema.errors import BadDataError
 from tasks.pictures import open_picture
 
-_KEPT = 256
-"""Encoded pictures kept in memory: those of one report, about 100 KB each."""
+_MAX_CACHED = 256
+"""Encoded pictures cached in memory: enough for one report, about 100 KB each."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG inside the report, with its size in pixels so that the page does not jump."""
+    """Hold a PNG as a data URI, with its size in pixels so that the page does not jump while loading."""
 
     source: str
     width: int
@@ -30,7 +30,7 @@ def embed(path: Path, longest_side: int) -> Picture | None:
     """Read a picture into a data URI, shrunk so that its longest side fits.
 
     Returns:
-        None where the file is missing or no whole picture: a report shows what there is.
+        The picture, or None if the file is missing or incomplete: a report shows what there is.
     """
     try:
         written = path.stat().st_mtime_ns
@@ -39,9 +39,9 @@ def embed(path: Path, longest_side: int) -> Picture | None:
     return _embed(path, longest_side, written)
 
 
-@functools.lru_cache(maxsize=_KEPT)
+@functools.lru_cache(maxsize=_MAX_CACHED)
 def _embed(path: Path, longest_side: int, written: int) -> Picture | None:
-    """Encode once: the report is written anew after every trial. `written` tells a replaced file from the old one."""
+    """Encode a picture once, as the report is written again after every trial; `written` detects replaced files."""
     try:
         picture = open_picture(path).convert("RGB")
     except BadDataError:

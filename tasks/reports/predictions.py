@@ -1,4 +1,4 @@
-"""How well the surrogate's predictions came true."""
+"""Compare the surrogate's predictions with the results."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from schema.findings import Prediction
 from schema.runs import RunHistory, TrainingRun
 
 TOLERANCE = 0.15
-"""A prediction counts as good within this share of the result."""
+"""Largest error of a good prediction, as a share of the result. Messages and `within` say 15 % too."""
 
 
 class PredictionCheck(Frozen):
-    """A prediction beside what came of it."""
+    """Hold a prediction and the result."""
 
     run_name: str
     prediction: Prediction
@@ -26,7 +26,7 @@ class PredictionCheck(Frozen):
 
 
 def check_prediction(run: TrainingRun) -> PredictionCheck | None:
-    """Compare a run's prediction with its quality; None where either is missing."""
+    """Compare a run's prediction with its quality; None if either is missing."""
     if run.predicted is None or run.quality is None:
         return None
     predicted, error = run.predicted, run.quality - run.predicted.quality
@@ -41,13 +41,13 @@ def check_prediction(run: TrainingRun) -> PredictionCheck | None:
 
 
 def check_predictions(history: Sequence[RunHistory]) -> list[PredictionCheck]:
-    """All comparisons that can be made, by trial number."""
+    """Return all comparisons that can be made, by campaign and trial number."""
     runs = sorted((each.run for each in history), key=lambda run: (run.campaign, run.number))
     return [check for run in runs if (check := check_prediction(run)) is not None]
 
 
 def tally(checks: Sequence[PredictionCheck]) -> str:
-    """The comparisons in one sentence."""
+    """Summarise the comparisons in one sentence."""
     if not checks:
         return "No run has both a prediction and a result yet."
     within, inside = sum(c.within for c in checks), sum(c.in_interval for c in checks)

@@ -1,4 +1,4 @@
-"""How each measure went over a run's epochs."""
+"""Collect each measure over a run's epochs."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ MEASURES: dict[str, Callable[[EpochMetrics], float | None]] = {
     "photorealism": _mean_of("photorealism"),
     "memorised %": lambda metrics: _percent(metrics.memorised_share),
 }
-"""What is followed over the epochs, all 0-100. Of the last three lower is better."""
+"""Measures over the epochs, all 0-100. For the last three, lower is better."""
 
 
 @dataclass(frozen=True)
 class Progression:
-    """One measure's figures, an epoch each; None where it was not measured."""
+    """Hold one measure's figures, one an epoch; None where it was not measured."""
 
     measure: str
     figures: tuple[float | None, ...]
 
 
 def progressions(epochs: Sequence[EpochResult]) -> list[Progression]:
-    """The measures of which at least one epoch has a figure, in a fixed order."""
+    """Return the measures that at least one epoch has, in the order of `MEASURES`."""
     rows = [
         Progression(name, tuple(read(epoch.quantitative_metrics) for epoch in epochs))
         for name, read in MEASURES.items()

@@ -1,4 +1,4 @@
-"""Views for the terminal. Each returns something that a rich console prints; none prints itself."""
+"""Build views for the terminal. Each function returns an object for a rich console; none prints."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _FIGURES = {
     "photorealism": ("photo", "photorealism (lower is better)"),
     "palette_size": ("pal", "palette size (a count)"),
 }
-"""Fields of `PictureMetrics` that are shown, with a heading and a name."""
+"""Fields of `PictureMetrics` to show, each with a column heading and a name."""
 
 
 def prediction_panel(prediction: Prediction, verdict: GateVerdict) -> Panel:
-    """What a setting would give, and whether the gate would let it run."""
+    """Show the prediction for a setting, and whether the gate would let it run."""
     run = verdict.decision is Decision.RUN
     gate = Text.assemble(
         ("would run" if run else "would be refused", "bold green" if run else "bold red"),
@@ -55,7 +55,7 @@ def prediction_panel(prediction: Prediction, verdict: GateVerdict) -> Panel:
 
 
 def diagnosis_view(history: RunHistory) -> Group:
-    """A run's epochs with their figures, what went wrong and what to change."""
+    """Show a run's epochs with their figures, its problems, and what to change."""
     run = history.run
     parts: list[RenderableType] = [_heading(run)]
     if run.failure:
@@ -80,7 +80,7 @@ def diagnosis_view(history: RunHistory) -> Group:
 
 
 def experiments_view(hypotheses: Sequence[Hypothesis]) -> RenderableType:
-    """Experiments worth running next, most promising first."""
+    """Show the proposed experiments, most promising first."""
     if not hypotheses:
         return Text("No experiment is proposed yet: they come with the analysis after a trial.")
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 1, 0))
@@ -93,8 +93,8 @@ def experiments_view(hypotheses: Sequence[Hypothesis]) -> RenderableType:
             f"{_cost(h)}, {h.state}"
         )
         blockers = [(f"\n{text}", "yellow") for text in h.blockers]
-        told = Text.assemble((wording.settings(h.change), "cyan"), f"\n{facts}\n", (h.rationale, "dim"), *blockers)
-        table.add_row(Text(str(h.priority)), told)
+        cell = Text.assemble((wording.settings(h.change), "cyan"), f"\n{facts}\n", (h.rationale, "dim"), *blockers)
+        table.add_row(Text(str(h.priority)), cell)
     return table
 
 
@@ -104,7 +104,7 @@ def _cost(hypothesis: Hypothesis) -> str:
 
 
 def comparison_view(first: RunHistory, second: RunHistory) -> Group:
-    """Two runs side by side: what was set differently, and what came of it."""
+    """Show two runs side by side: the settings that differ, and the results."""
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("")
     for history in (first, second):
@@ -175,6 +175,7 @@ def _epoch_cells(epoch: EpochResult) -> list[Text]:
     loss = wording.NONE if epoch.train_loss is None else f"{epoch.train_loss:.4f}"
     issues = ", ".join(wording.words(d.issue) for d in epoch.diagnosed_issues)
     shown = (wording.NONE if figure is None else f"{figure:.0f}" for figure in figures)
+    # Text, not str: rich reads [brackets] in a str as markup.
     return [Text(cell) for cell in (str(epoch.epoch_number), wording.score(epoch.quality), *shown, loss, issues)]
 
 
@@ -184,7 +185,7 @@ def _figure(mean: PictureMetrics | None, field: str) -> float | None:
 
 
 def diagnoses_view(diagnoses: Sequence[Diagnosis]) -> Group:
-    """Each issue with all that may be blamed for it, the surest and worst first."""
+    """Show each issue with its possible causes, sorted by confidence times severity."""
     return Group(*_diagnoses(diagnoses))
 
 

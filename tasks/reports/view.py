@@ -1,4 +1,4 @@
-"""What the report shows, worked out before any HTML: the template only lays it out."""
+"""Compute everything the report shows; the template only lays it out."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from tasks.reports.pictures import Picture, embed
 from tasks.reports.predictions import PredictionCheck, check_prediction, check_predictions, tally
 from tasks.reports.progression import Progression, progressions
 
-_LARGE, _SMALL = 1600, 800
-"""Longest side in pixels of the best run's sheets, and of all others: a night has hundreds of them."""
-_BEST_PICTURED, _NEWEST_PICTURED = 12, 8
-"""Runs whose sheets are embedded. All of 300 runs would make a file of 250 MB; the others get links."""
+_LARGE_SIDE, _SMALL_SIDE = 1600, 800
+"""Longest side, in pixels, of the best run's sheets and of all others. A campaign has hundreds of them."""
+
+_PICTURED_BEST, _PICTURED_NEWEST = 12, 8
+"""Numbers of runs whose sheets are embedded; the others get links. All of 300 runs would make a file of 250 MB."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """One epoch's sample sheet."""
+    """Hold one epoch's sample sheet; `linked` means that the picture is left out on purpose."""
 
     title: str
     quality: float | None
     found: tuple[str, ...]
     path: str | None
     picture: Picture | None
-    linked: bool = False  # the picture is left out on purpose
+    linked: bool = False
 
 
 @dataclass(frozen=True)
 class RunSection:
-    """Everything the report tells of one run."""
+    """Hold everything the report shows of one run."""
 
     row: Row
     run: TrainingRun
@@ -54,7 +55,7 @@ class RunSection:
 
 @dataclass(frozen=True)
 class Blamed:
-    """One cause of an issue, and the runs it is blamed for."""
+    """Hold one cause of an issue, and the runs diagnosed with it."""
 
     diagnosis: Diagnosis
     runs: tuple[str, ...]
@@ -62,7 +63,7 @@ class Blamed:
 
 @dataclass(frozen=True)
 class Issue:
-    """One kind of problem over all runs, with its causes, the surest first."""
+    """Hold one kind of problem over all runs, with its causes, most confident first."""
 
     name: str
     runs: tuple[str, ...]
@@ -71,7 +72,7 @@ class Issue:
 
 @dataclass(frozen=True)
 class EffectBar:
-    """An effect with its interval, placed on a scale of 0-100 that all effects share."""
+    """Hold an effect with its interval as positions on a 0-100 scale that all effects share."""
 
     effect: ParameterEffect
     zero: float
@@ -82,7 +83,7 @@ class EffectBar:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole report."""
+    """Hold everything the template shows."""
 
     campaign: str
     analysis: Analysis
@@ -112,7 +113,7 @@ def build_report(
     base: EpochResult | None,
     home: Path,
 ) -> Report:
-    """Work the report out. Runs may come in any order; `home` is where picture paths start."""
+    """Compute the report. Runs may come in any order; picture paths are relative to `home`."""
     history = sorted(history, key=lambda each: (each.run.campaign, each.run.number))
     rows, names = leaderboard(history), differing_parameters(history)
     best = rows[0].run_name if rows and rows[0].rank == 1 else None
@@ -129,7 +130,7 @@ def build_report(
         rows=tuple(rows),
         base=base_row(base) if base else None,
         best=sections[0] if best else None,
-        base_sheet=_sheet("base model", base, home, _LARGE) if base else None,
+        base_sheet=_sheet("base model", base, home, _LARGE_SIDE) if base else None,
         hours=wording.duration(sum(_seconds(each) for each in history)),
         failures=sum(row.failed for row in rows),
         issues=tuple(_issues(history)),
@@ -147,15 +148,15 @@ def build_report(
 
 def _pictured(rows: Sequence[Row]) -> list[Row]:
     """Return the rows whose runs are shown with pictures: the best ones and the newest ones."""
-    newest = sorted(rows, key=lambda row: row.number or 0)[-_NEWEST_PICTURED:]
-    return [*rows[:_BEST_PICTURED], *newest]
+    newest = sorted(rows, key=lambda row: row.number or 0)[-_PICTURED_NEWEST:]
+    return [*rows[:_PICTURED_BEST], *newest]
 
 
 def _section(
     row: Row, history: RunHistory, names: Sequence[str], home: Path, is_best: bool, pictured: bool
 ) -> RunSection:
     epochs = tuple(epoch for epoch in history.epochs if epoch.epoch_number > 0)
-    side = (_LARGE if is_best else _SMALL) if pictured else None
+    side = (_LARGE_SIDE if is_best else _SMALL_SIDE) if pictured else None
     settings = history.run.all_parameters
     return RunSection(
         row=row,
@@ -170,7 +171,7 @@ def _section(
 
 
 def _sheet(title: str, epoch: EpochResult, home: Path, side: int | None) -> Sheet:
-    """Return an epoch's sheet, shrunk to `side` pixels; as a link alone where `side` is None."""
+    """Return an epoch's sheet, shrunk to `side` pixels; only a link if `side` is None."""
     path = epoch.sample_sheet
     found = tuple(diagnosis.issue for diagnosis in epoch.diagnosed_issues)
     if side is None:
@@ -179,14 +180,14 @@ def _sheet(title: str, epoch: EpochResult, home: Path, side: int | None) -> Shee
 
 
 def _picture(path: str, home: Path, side: int) -> Picture | None:
-    """A sheet; None where it is not there, or not in the home."""
+    """Return a sheet; None if it is missing or lies outside the home."""
     with contextlib.suppress(StoreError):
         return embed(Home(home).inside(path), side)
     return None
 
 
 def _seconds(history: RunHistory) -> float:
-    """Time a run took; by the wall clock, until its end or its last epoch, where nobody kept it."""
+    """Return the time a run took; if unrecorded, the wall-clock time until its end or last epoch."""
     if history.run.time_at_work is not None:
         return history.run.time_at_work
     ends = [history.run.finished_at, *(epoch.created_at for epoch in history.epochs)]
@@ -195,7 +196,7 @@ def _seconds(history: RunHistory) -> float:
 
 
 def _issues(history: Sequence[RunHistory]) -> list[Issue]:
-    """What went wrong, most frequent first; what good runs show as well did not."""
+    """Return the problems of all runs, most frequent first; those normal for good runs are left out."""
     found: dict[str, list[tuple[str, Diagnosis]]] = defaultdict(list)
     for each in history:
         for diagnosis in each.run.root_cause_diagnosis:
@@ -214,7 +215,7 @@ def _causes(hits: Sequence[tuple[str, Diagnosis]]) -> tuple[Blamed, ...]:
 
 
 def _in_order(effects: Sequence[ParameterEffect]) -> list[ParameterEffect]:
-    """Strongest claims first: by verdict as the schema lists them, then by size."""
+    """Sort effects by verdict, in the order of `EffectVerdict`, then by size."""
     place = {verdict: number for number, verdict in enumerate(EffectVerdict)}
     return sorted(effects, key=lambda e: (place[e.verdict], -abs(e.effect), e.parameter))
 
@@ -240,7 +241,7 @@ def _bars(effects: Sequence[ParameterEffect]) -> list[EffectBar]:
 
 
 def _searched(refusal: RefusedProposal, names: Sequence[str]) -> Parameters:
-    """The settings by which a refused proposal stands out: those that differ between runs or from the defaults."""
+    """Return the distinctive settings of a refused proposal: those that differ between runs or from the defaults."""
     defaults = with_defaults({})
     telling = {n for n, v in refusal.parameters.items() if n in names or (n in PARAMETERS and v != defaults.get(n))}
     shown = set(names) & telling or telling

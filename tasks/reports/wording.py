@@ -1,4 +1,4 @@
-"""Numbers and names as text, the same in report, notes and terminal."""
+"""Format numbers and names the same way in report, notes and terminal."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from schema.findings import GateLedger
 from schema.parameters import PARAMETERS, Parameters, ParameterValue
 
 NONE = "–"
-"""Stands where nothing was measured or set."""
+"""Shown where nothing was measured or set."""
 
 
 def score(figure: float | None) -> str:
-    """A figure of 0-100 with one decimal."""
+    """Format a figure of 0-100 with one decimal."""
     return NONE if figure is None else f"{figure:.1f}"
 
 
 def signed(figure: float | None) -> str:
-    """A difference with its sign and one decimal."""
+    """Format a difference with its sign and one decimal."""
     return NONE if figure is None else f"{figure:+.1f}"
 
 
 def percent(share: float | None) -> str:
-    """A share of 0-1 as whole percent."""
+    """Format a share of 0-1 as whole per cent."""
     return NONE if share is None else f"{100 * share:.0f} %"
 
 
 def value(setting: ParameterValue) -> str:
-    """A parameter's value as kohya's TOML writes it, floats at four digits."""
+    """Format a parameter's value as in kohya's TOML, floats with four significant digits."""
     if setting is None:
         return NONE
     if isinstance(setting, bool):
@@ -34,24 +34,24 @@ def value(setting: ParameterValue) -> str:
 
 
 def settings(parameters: Parameters) -> str:
-    """Several parameters in one line, in the order given: ``network_dim=16, learning_rate=0.001``."""
+    """Format parameters on one line, in the given order: ``network_dim=16, learning_rate=0.001``."""
     return ", ".join(f"{name}={value(setting)}" for name, setting in parameters.items())
 
 
 def p_value(p: float | None) -> str:
-    """A p-value, never shown as zero."""
+    """Format a p-value with three decimals, never as zero."""
     if p is None:
         return NONE
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """Both ends of an interval."""
+    """Format both ends of an interval."""
     return NONE if low is None or high is None else f"{low:.1f} to {high:.1f}"
 
 
 def gate(ledger: GateLedger) -> str:
-    """What the gate did to a campaign, as a sentence; empty where it did nothing."""
+    """Summarise what the gate did in a campaign; empty if it did nothing."""
     parts = []
     if ledger.refusals:
         rules = ", ".join(f"{n} {words(rule)}" for rule, n in ledger.by_rule.items())
@@ -64,7 +64,7 @@ def gate(ledger: GateLedger) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A span of time, as exact as one cares: ``7 h 05 min``, ``25 min``, ``3 min 20 s``, ``42 s``."""
+    """Format seconds with at most two units: ``7 h 05 min``, ``25 min``, ``3 min 20 s``, ``42 s``."""
     if seconds is None:
         return NONE
     minutes, rest = divmod(round(seconds), 60)
@@ -77,16 +77,16 @@ def duration(seconds: float | None) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun: ``1 run``, ``3 runs``."""
+    """Format a number with its noun: ``1 run``, ``3 runs``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def words(identifier: str) -> str:
-    """An identifier as words: ``wrong_background`` is ``wrong background``."""
+    """Format an identifier as words: ``wrong_background`` becomes ``wrong background``."""
     return identifier.replace("_", " ")
 
 
 def in_taxonomy_order(names: set[str]) -> list[str]:
-    """Parameter names in the order of the taxonomy; unknown ones, of imported runs, last by name."""
+    """Sort parameter names by the taxonomy; unknown ones, from imported runs, come last by name."""
     known = {name: place for place, name in enumerate(PARAMETERS)}
     return sorted(names, key=lambda name: (known.get(name, len(known)), name))

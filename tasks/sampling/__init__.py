@@ -1,1 +1,1 @@
-"""Checkpoint and prompt suite to pictures."""
+"""Draw the pictures of a prompt suite with a checkpoint."""

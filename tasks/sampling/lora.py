@@ -1,4 +1,4 @@
-"""A LoRA in a pipeline that stays loaded, and exactly out of it again."""
+"""Put a LoRA into a loaded pipeline, and take it out again exactly."""
 
 from __future__ import annotations
 
@@ -22,73 +22,78 @@ from tasks.training.merge import adapters, named_layers
 from tasks.training.network import Adapter, Layer
 
 LOADING = threading.Lock()
-"""transformers and peft patch torch.nn for all threads while they load: one at a time."""
+"""Held while loading models: transformers and peft patch torch.nn for all threads meanwhile."""
 
 _ADAPTER = "lora"
 _DOWN = ".lora_down.weight"
+# Tensors that diffusers refuses, or for DoRA gets wrong: these files are loaded with our own layers.
 _LYCORIS = re.compile(r"\.(hada_|lokr_|dora_scale)")
 _BROKEN = (OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError, SafetensorError)
-"""What diffusers raises at files that are no LoRA for the model."""
+"""Errors that diffusers raises for files that are not a LoRA for the model."""
 
 
 @contextmanager
 def adapted(pipe: DiffusionPipeline, checkpoint: Path | None) -> Iterator[None]:
-    """Inside, the pipeline draws with the LoRA; afterwards its weights are, to the bit, what they were.
+    """Draw with a LoRA inside the block; afterwards the weights are bit-identical to before.
 
     Args:
+        pipe: the pipeline, which stays loaded.
         checkpoint: LoRA file in kohya's or diffusers' format; None leaves the base model.
 
     Raises:
-        TrialError: the file is no LoRA for this model.
-        ConfigError: it is a pickle.
+        TrialError: the file is not a LoRA for this model.
+        ConfigError: the file is a pickle.
     """
     if checkpoint is None:
         yield
         return
     refuse_pickle(checkpoint, "the LoRA")
     ours = _lycoris_state(checkpoint)
-    with _on_base_weights(pipe, checkpoint), _held(pipe, checkpoint, ours) if ours else _loaded(pipe, checkpoint):
+    with (
+        _on_base_weights(pipe, checkpoint),
+        _with_own_layers(pipe, checkpoint, ours) if ours else _with_diffusers(pipe, checkpoint),
+    ):
         yield
 
 
 @contextmanager
 def _on_base_weights(pipe: DiffusionPipeline, checkpoint: Path) -> Iterator[None]:
-    """Inside, the files that were merged into the base model for the LoRA's training are merged again."""
-    kept: list[tuple[Tensor, Tensor]] = []
+    """Merge the base_weights that the LoRA was trained on inside the block."""
+    saved: list[tuple[Tensor, Tensor]] = []
     try:
         for path, share in _base_weights(checkpoint):
-            _merge_file(pipe, path, share, kept)
+            _merge_file(pipe, path, share, saved)
         yield
     finally:
-        _put_back(kept)
+        _restore(saved)
 
 
-def _merge_file(pipe: DiffusionPipeline, path: Path, share: float, kept: list[tuple[Tensor, Tensor]]) -> None:
+def _merge_file(pipe: DiffusionPipeline, path: Path, share: float, saved: list[tuple[Tensor, Tensor]]) -> None:
     try:
         found = adapters(load_file(path), _layers(pipe))
     except (OSError, ValueError, SafetensorError) as error:
         raise TrialError(f"{path}, one of the LoRA's base_weights, cannot be merged: {error}") from None
-    _merge_all(found, kept, share)
+    _merge_all(found, saved, share)
 
 
 def _base_weights(checkpoint: Path) -> list[tuple[Path, float]]:
-    """Files and shares that a LoRA's metadata tell of."""
+    """Return the files and multipliers of ss_base_weights in a LoRA's metadata; none if there are none."""
     try:
         with safe_open(checkpoint, "pt") as file:
-            told = json.loads((file.metadata() or {}).get("ss_base_weights", "[]"))
-            return [(Path(path), float(share)) for path, share in told]
+            entries = json.loads((file.metadata() or {}).get("ss_base_weights", "[]"))
+            return [(Path(path), float(share)) for path, share in entries]
     except (OSError, TypeError, ValueError, SafetensorError):
-        return []  # no such file, or none of ours
+        return []  # loading the file reports what is wrong with it; other trainers' files have no such entry
 
 
-def _merge_all(found: list[Adapter], kept: list[tuple[Tensor, Tensor]], share: float = 1.0) -> None:
-    """Merge adapters one by one, and tell `kept` of each at once: the next may not fit into memory."""
+def _merge_all(found: list[Adapter], saved: list[tuple[Tensor, Tensor]], share: float = 1.0) -> None:
+    """Merge adapters and record old weights in `saved` one by one: a later one may not fit into memory."""
     for adapter in found:
-        kept.append(adapter.merge(share))
+        saved.append(adapter.merge(share))
 
 
-def _put_back(kept: list[tuple[Tensor, Tensor]]) -> None:
-    for weight, values in reversed(kept):
+def _restore(saved: list[tuple[Tensor, Tensor]]) -> None:
+    for weight, values in reversed(saved):
         weight.data = values
 
 
@@ -100,22 +105,22 @@ def _layers(pipe: DiffusionPipeline) -> dict[str, Layer]:
 
 
 @contextmanager
-def _loaded(pipe: DiffusionPipeline, checkpoint: Path) -> Iterator[None]:
-    """As `adapted`, by diffusers."""
+def _with_diffusers(pipe: DiffusionPipeline, checkpoint: Path) -> Iterator[None]:
+    """Do the work of `adapted` with diffusers."""
     _attach(pipe, checkpoint)
-    kept: list[tuple[nn.Parameter, Tensor]] = []
+    saved: list[tuple[nn.Parameter, Tensor]] = []
     try:
         if pipe.dtype == torch.float32:
-            _merge(pipe, kept)
+            _merge(pipe, saved)
         yield
     finally:
-        for weight, values in kept:
+        for weight, values in saved:
             weight.data = values
         pipe.unload_lora_weights()
 
 
 def _lycoris_state(checkpoint: Path) -> dict[str, Tensor]:
-    """A file's tensors where it holds kinds that diffusers refuses or, as DoRA, gets wrong; else nothing."""
+    """Return a file's tensors if it holds kinds that diffusers refuses or, like DoRA, gets wrong; else nothing."""
     try:
         if checkpoint.suffix != ".safetensors":
             return {}
@@ -123,23 +128,23 @@ def _lycoris_state(checkpoint: Path) -> dict[str, Tensor]:
             others = any(_LYCORIS.search(key) for key in file.keys())  # noqa: SIM118  # no dict
         return load_file(checkpoint) if others else {}
     except (OSError, SafetensorError):
-        return {}  # the ordinary way says what is wrong
+        return {}  # diffusers then reports what is wrong
 
 
 @contextmanager
-def _held(pipe: DiffusionPipeline, checkpoint: Path, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """As `adapted`, by our own layers: merged into copies of 32-bit weights, beside those of 16."""
+def _with_own_layers(pipe: DiffusionPipeline, checkpoint: Path, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Do the work of `adapted` with our own layers: merged into 32-bit weights, attached beside 16-bit ones."""
     try:
         found = adapters(state, _layers(pipe))
     except ValueError as error:
         raise TrialError(f"{checkpoint} cannot be loaded as a LoRA of the base model: {error}") from None
     if pipe.dtype == torch.float32:
-        kept: list[tuple[Tensor, Tensor]] = []
+        saved: list[tuple[Tensor, Tensor]] = []
         try:
-            _merge_all(found, kept)
+            _merge_all(found, saved)
             yield
         finally:
-            _put_back(kept)
+            _restore(saved)
         return
     for adapter in found:
         adapter.to(pipe.dtype).eval().attach()
@@ -164,10 +169,10 @@ def _attach(pipe: DiffusionPipeline, checkpoint: Path) -> None:
 
 
 def _kohya_scaled(checkpoint: Path) -> dict[str, Tensor]:
-    """A file in kohya's format with each layer's alpha / rank multiplied in; nothing for other formats.
+    """Return a file in kohya's format with each layer's alpha / rank multiplied in; nothing for other formats.
 
-    diffusers mixes up alphas and ranks that differ from layer to layer: those of attention in the UNet and of
-    the text encoders get the most common one.
+    diffusers gets alphas and ranks wrong that differ between layers: it uses the most common one for attention in
+    the UNet and for the text encoders.
     """
     if checkpoint.suffix != ".safetensors":
         return {}
@@ -180,17 +185,18 @@ def _kohya_scaled(checkpoint: Path) -> dict[str, Tensor]:
     return state if names else {}
 
 
-def _merge(pipe: DiffusionPipeline, kept: list[tuple[nn.Parameter, Tensor]]) -> None:
-    """Add the LoRA to copies of the weights, which spares two products a layer and step.
+def _merge(pipe: DiffusionPipeline, saved: list[tuple[nn.Parameter, Tensor]]) -> None:
+    """Add the LoRA to copies of the weights, which saves two products per layer and step.
 
-    Only for 32 bits: in 16 a small change would be lost in the rounding of the weight it is added to.
+    Only for 32 bits: in 16 bits a small change would be lost in the rounding of the weight.
 
     Args:
-        kept: is given the parameters and their own values, to be put back.
+        pipe: the pipeline with the LoRA attached.
+        saved: receives the parameters and their old values, to be restored.
     """
     for layer in _adapted_layers(pipe):
         weight = layer.get_base_layer().weight
-        kept.append((weight, weight.data))
+        saved.append((weight, weight.data))
         weight.data = weight.data.clone()
         layer.merge()
 

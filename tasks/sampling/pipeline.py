@@ -1,4 +1,4 @@
-"""Draw the prompt suite with a base model and a LoRA."""
+"""Draw a prompt suite with a base model and a LoRA."""
 
 from __future__ import annotations
 
@@ -26,23 +26,27 @@ from tasks.training.models import is_sdxl_checkpoint
 Job: TypeAlias = tuple[str, int]
 """Prompt and seed of one picture."""
 
-_LARGE = 256 * 256  # pixels: from here on a batch decoded at once needs more memory than the UNet
+_SLICED_FROM = 256 * 256  # pixels: from here on, decoding a batch at once needs more memory than the UNet
 
 
 class Sampler:
-    """A pipeline that is loaded once and draws with one LoRA after another: Stable Diffusion 1.x or XL.
+    """Draw with one LoRA after another on a pipeline that is loaded once: Stable Diffusion 1.x or XL.
 
-    The same suite, checkpoint and device give the same pictures: each is drawn from noise of its own seed,
-    made on the CPU, so that neither the batch nor the device changes it. Threads that share a sampler draw one
-    after another.
+    The same suite, checkpoint and device give the same pictures. Each is drawn from noise of its own seed, made on
+    the CPU, so that neither batch nor device changes the noise. Threads that share a sampler draw one after another.
     """
 
     def __init__(self, base_model: str, device: str, threads: int) -> None:
         """Load the base model.
 
+        Args:
+            base_model: folder, hub id or .safetensors file.
+            device: torch's name of the device; on a GPU the model runs in float16.
+            threads: CPU threads.
+
         Raises:
-            ConfigError: it cannot be loaded.
-            TrialError: the device lacks the memory for it.
+            ConfigError: the model cannot be loaded.
+            TrialError: the model does not fit into the device's free memory.
         """
         torch.set_num_threads(threads)
         _be_quiet()
@@ -52,23 +56,22 @@ class Sampler:
         self._batches = BatchSizes(CudaMemory(self._device) if on_gpu else None)
         self._drawing = threading.Lock()
         self._pipe: DiffusionPipeline | None = None
-        self._noise: Mapping[str, Any] = self._ready().scheduler.config  # what the model's own scheduler says of it
+        self._noise: Mapping[str, Any] = self._ready().scheduler.config  # noise schedule of the model's own scheduler
 
     @torch.no_grad()
     def draw(self, suite: PromptSuite, checkpoint: Path | None) -> Tensor:
-        """Every prompt with every seed, prompt by prompt, in as few batches as memory allows.
+        """Draw every prompt with every seed, prompt by prompt, in as few batches as memory allows.
 
         Args:
             suite: prompts and how to draw them.
             checkpoint: LoRA file in kohya's or diffusers' format; None draws with the base model.
 
         Returns:
-            (prompts * seeds, 3, H, W) float32 in [0, 1] on the device. A picture that is not finite, as a
-            broken LoRA makes it, comes out black.
+            (prompts * seeds, 3, H, W) float32 in [0, 1] on the device. Values that are not finite, as a broken LoRA
+            gives, become 0 (black).
 
         Raises:
-            TrialError: the file is no LoRA for this model, or the device lacks the memory for the model and one
-                picture.
+            TrialError: the file is not a LoRA for this model, or the model and one picture do not fit into memory.
             ConfigError: the base model was released and can no longer be loaded.
         """
         with self._drawing:
@@ -77,13 +80,13 @@ class Sampler:
                 with adapted(pipe, checkpoint):
                     return torch.cat(list(self._batches_of(pipe, suite)))
             finally:
-                self._give_back()
+                self._free_reserve()
 
     def release(self) -> None:
-        """Give the memory of the device back, after a drawing that is going on; the next drawing takes it again.
+        """Release the device's memory, after a drawing in progress; the next drawing loads the model again.
 
-        From a GPU the model goes to the host's memory, from where it is back in a moment; a CPU forgets it, and
-        the next drawing reads it anew.
+        A model on a GPU is moved to the host's memory, from where it returns quickly. A model on the CPU is dropped
+        and read from disk again.
         """
         with self._drawing:
             if self._device.type == "cpu":
@@ -91,10 +94,10 @@ class Sampler:
             elif self._pipe is not None:
                 self._pipe.to("cpu")
             gc.collect()
-            self._give_back()
+            self._free_reserve()
 
     def _ready(self) -> DiffusionPipeline:
-        """The pipeline, loaded and on its device."""
+        """Return the pipeline, loaded and on its device."""
         if self._pipe is None:
             self._pipe = _load(self._base_model, self._dtype)
         try:
@@ -105,15 +108,15 @@ class Sampler:
                 "end what else runs there, or draw while no training does"
             ) from None
 
-    def _give_back(self) -> None:
-        """What torch keeps in reserve on a GPU is room that the trainer beside lacks."""
+    def _free_reserve(self) -> None:
+        # Memory that torch keeps in reserve is not available to the trainer on the same GPU.
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _batches_of(self, pipe: DiffusionPipeline, suite: PromptSuite) -> list[Tensor]:
         jobs = [(prompt.text, seed) for prompt in suite.prompts for seed in suite.seeds]
         pixels = _pixels(pipe, suite)
-        pipe.vae.enable_slicing() if pixels >= _LARGE else pipe.vae.disable_slicing()
+        pipe.vae.enable_slicing() if pixels >= _SLICED_FROM else pipe.vae.disable_slicing()
         drawn: list[Tensor] = []
         while jobs:
             count = self._batches.of(pixels, len(jobs))
@@ -123,7 +126,7 @@ class Sampler:
         return drawn
 
     def _attempt(self, pipe: DiffusionPipeline, suite: PromptSuite, jobs: list[Job], pixels: int) -> Tensor | None:
-        """One batch, or None if it did not fit into memory: the next one will be smaller."""
+        """Draw one batch; return None if it did not fit into memory, so that the next one is smaller."""
         try:
             with self._batches.watch(pixels, len(jobs)):
                 pipe.scheduler = scheduler_of(suite.sampler, self._noise)
@@ -134,9 +137,9 @@ class Sampler:
                     f"not even one picture fits into the free memory of {self._device}: "
                     "draw smaller ones (width and height of the prompt suite), or while no training runs beside"
                 ) from None
-        # Not before here: the error still held what the batch had taken.
+        # After the except block: until there, the error's traceback keeps the batch's memory alive.
         self._batches.halve(pixels, len(jobs))
-        self._give_back()
+        self._free_reserve()
         return None
 
 
@@ -157,7 +160,7 @@ def _draw(pipe: DiffusionPipeline, suite: PromptSuite, jobs: list[Job]) -> Tenso
 
 
 def _pixels(pipe: DiffusionPipeline, suite: PromptSuite) -> int:
-    """Of one picture."""
+    """Return the pixels of one picture: the suite's size, else the model's own."""
     own = int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
     return (suite.width or own) * (suite.height or own)
 
@@ -178,7 +181,7 @@ def _load(base_model: str, dtype: torch.dtype) -> DiffusionPipeline:
         raise ConfigError(f"the base model {base_model} cannot be loaded: {reason}") from None
     pipe.set_progress_bar_config(disable=True)
     if isinstance(pipe, StableDiffusionXLPipeline):
-        pipe.watermark = None  # made to be unseen by people; the measures would see it
+        pipe.watermark = None  # invisible to people, but the measures would pick it up
     return pipe
 
 

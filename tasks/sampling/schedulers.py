@@ -1,4 +1,4 @@
-"""Kohya's names of samplers, and the diffusers schedulers they stand for."""
+"""Map kohya's sampler names to diffusers schedulers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from schema.prompts import SamplerName
 
 _SCHEDULERS: dict[SamplerName, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {}),
-    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # as Stable Diffusion itself has it
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # Stable Diffusion's own setting
     "lms": (LMSDiscreteScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
     "euler_a": (EulerAncestralDiscreteScheduler, {}),
     "heun": (HeunDiscreteScheduler, {}),
     "dpm_2": (KDPM2DiscreteScheduler, {}),
     "dpm_2_a": (KDPM2AncestralDiscreteScheduler, {}),
-    # The first of the DPM solvers cannot end at a noise of zero.
+    # The original DPM solver cannot end at zero noise.
     "dpmsolver": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "dpmsingle": (DPMSolverSinglestepScheduler, {}),
@@ -43,10 +43,11 @@ _SCHEDULERS: dict[SamplerName, tuple[Any, dict[str, Any]]] = {
 
 
 def scheduler_of(sampler: SamplerName, config: Mapping[str, Any]) -> SchedulerMixin:
-    """A fresh scheduler that keeps what the base model's own says of its noise.
+    """Return a new scheduler with the noise schedule of the base model's own.
 
     Args:
-        config: of the base model's own scheduler.
+        sampler: kohya's name, with or without ``k_``.
+        config: configuration of the base model's own scheduler.
     """
-    kind, settings = _SCHEDULERS[sampler.removeprefix("k_")]  # type: ignore[index]  # the rest is a name as well
+    kind, settings = _SCHEDULERS[sampler.removeprefix("k_")]  # type: ignore[index]  # the rest is also a SamplerName
     return kind.from_config(config, **settings)

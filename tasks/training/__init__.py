@@ -1,1 +1,1 @@
-"""A LoRA trainer in kohya's vocabulary, run as a process of its own."""
+"""Train LoRAs with kohya's parameters, in a separate process."""

@@ -1,6 +1,6 @@
-"""Kohya's names and numbers for the places of a UNet and of text encoders.
+"""Map layers of a UNet and of text encoders to kohya's names and block numbers.
 
-SD 1.x keeps diffusers' names. SDXL's UNet has those of the original code: down_blocks.b.resnets.j is
+SD 1.x keeps diffusers' names. SDXL's UNet uses those of the original code: down_blocks.b.resnets.j is
 input_blocks.{3b+j+1}.0, and so on. Blocks are numbered from the input on, for ranks and learning rates per block.
 """
 
@@ -13,8 +13,10 @@ from diffusers import UNet2DConditionModel
 
 from schema.errors import ConfigError, shown
 
+# diffusers' paths inside a UNet; the last group is the path within the block.
 _PLACE = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 _MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
+# Names of the original code for the layers of a residual block.
 _IN_RESNET = {
     "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
@@ -22,7 +24,7 @@ _IN_RESNET = {
 
 
 class Blocks:
-    """The blocks of one UNet."""
+    """Name and number the blocks of one UNet."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self.sdxl = is_sdxl(unet)
@@ -30,17 +32,17 @@ class Blocks:
         self._per_stage = int(unet.config.layers_per_block) + 1
 
     def __len__(self) -> int:
-        """How many values a list per block has: 25 for SD 1.x, 23 for SDXL."""
+        """Return the length of a per-block list: 25 for SD 1.x, 23 for SDXL."""
         return sum(self.parts) + 2 * self.sdxl
 
     @property
     def parts(self) -> tuple[int, int, int]:
-        """Blocks on the way down, in the middle and on the way up that have a learning rate of their own."""
+        """Return how many down, middle and up blocks have their own learning rate."""
         many = self._stages * self._per_stage
         return (many, 3, many) if self.sdxl else (many, 1, many)
 
     def number(self, name: str) -> int:
-        """The block that a layer lies in, from 0 on."""
+        """Return the number of the block that a layer lies in, from 0."""
         down, middle, _ = self.parts
         if place := _PLACE.match(name):
             way, stage, kind, index, _ = place.groups()
@@ -52,7 +54,7 @@ class Blocks:
         return down
 
     def kohya_name(self, name: str) -> str:
-        """The name in a LoRA file, without prefix."""
+        """Return a layer's name in a LoRA file, without prefix."""
         return (self._original(name) if self.sdxl else name).replace(".", "_")
 
     def _original(self, name: str) -> str:
@@ -76,22 +78,27 @@ class Blocks:
 
 
 def is_sdxl(unet: UNet2DConditionModel) -> bool:
-    """Whether a UNet is told sizes and pooled text as SDXL's are."""
+    """Return whether a UNet is SDXL's, which is conditioned on sizes and pooled text."""
     return bool(unet.config.addition_embed_type == "text_time")
 
 
 def text_name(name: str, prefix: str) -> str:
-    """The name of a text encoder's layer in a LoRA file."""
-    # Newer transformers leave out the level that kohya's names and all readers of the files have.
+    """Return the name of a text encoder's layer in a LoRA file."""
+    # Newer versions of transformers drop the level text_model, which all readers of LoRA files expect.
     full = name if name.startswith("text_model.") else f"text_model.{name}"
     return f"{prefix}_{full}".replace(".", "_")
 
 
 def per_block(text: str, many: int, parameter: str) -> list[float]:
-    """A comma-separated list with one value a block, or kohya's name of a curve, with ``+base``.
+    """Parse a comma-separated list with one value per block, or kohya's name of a curve with an optional ``+base``.
+
+    Args:
+        text: the list or the curve.
+        many: number of blocks.
+        parameter: name of the parameter, for the message.
 
     Raises:
-        ConfigError: no numbers, or not as many as there are blocks.
+        ConfigError: a value is not a number, or there is not one value per block.
     """
     name, _, base = text.partition("+")
     curves = {

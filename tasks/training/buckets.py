@@ -1,4 +1,4 @@
-"""Sizes that pictures are trained at, as kohya's trainer chooses them."""
+"""Choose the size each picture is trained at, as kohya's trainer does."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class BucketRules:
-    """How a picture gets its size.
+    """Hold the rules for the size of a picture.
 
     Attributes:
-        resolution: size of a picture without buckets; with them its area.
-        steps: sides are multiples of this.
+        resolution: the size itself without buckets; with buckets, the size whose area they share.
+        enable_bucket: choose the bucket with the picture's aspect ratio.
+        bucket_no_upscale: never enlarge a picture; buckets then follow from the pictures.
+        min_bucket_reso, max_bucket_reso: bounds of both sides, in pixels.
+        steps: both sides are multiples of this, in pixels.
     """
 
     resolution: Size
@@ -30,10 +33,15 @@ class BucketRules:
 
     @classmethod
     def of(cls, config: TrainingConfig, native_size: int, shrinks_by: int) -> BucketRules:
-        """The rules of a configuration for a model.
+        """Read the rules from a configuration.
+
+        Args:
+            config: the configuration.
+            native_size: the side used if no resolution is set.
+            shrinks_by: pixels per latent, which bucket_reso_steps must be a multiple of.
 
         Raises:
-            ConfigError: steps that the model's latents cannot have, or bounds that leave the resolution out.
+            ConfigError: bucket_reso_steps does not suit the model, or the bounds exclude the resolution.
         """
         side, steps = config.integer("resolution") or native_size, config.integer("bucket_reso_steps")
         low, high = config.integer("min_bucket_reso"), config.integer("max_bucket_reso")
@@ -48,7 +56,7 @@ class BucketRules:
         return cls((side, side), config.flag("enable_bucket"), config.flag("bucket_no_upscale"), low, high, steps)
 
     def size_of(self, picture: Size) -> Size:
-        """The size that a picture is trained at."""
+        """Return the size that a picture is trained at."""
         if not self.enable_bucket:
             return self.resolution
         if self.bucket_no_upscale:
@@ -56,11 +64,11 @@ class BucketRules:
         sizes = self.sizes()
         if picture in sizes:
             return picture
-        # The plain difference of ratios, as kohya has it: of equals the first.
+        # Kohya compares plain differences of ratios; the first of equals wins.
         return min(sizes, key=lambda size: abs(size[0] / size[1] - picture[0] / picture[1]))
 
     def sizes(self) -> list[Size]:
-        """All buckets of the resolution's area, sorted."""
+        """Return all buckets with about the resolution's area, sorted."""
         area, steps = self.resolution[0] * self.resolution[1], self.steps
         low, high = -(-self.min_bucket_reso // steps) * steps, self.max_bucket_reso // steps * steps
         square = math.isqrt(area) // steps * steps
@@ -82,6 +90,6 @@ class BucketRules:
         return min(by_width, by_height, key=lambda size: abs(size[0] / size[1] - ratio))
 
     def _shrunk(self, side: float, ratio: float) -> Size:
-        """A side floored to steps, and the other one that suits it."""
+        """Round a side down to a multiple of steps, and return it with the other side for the ratio."""
         first = max(self.steps, int(side + 0.5) // self.steps * self.steps)
         return first, max(self.steps, int(first / ratio + 0.5) // self.steps * self.steps)

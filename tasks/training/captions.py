@@ -1,9 +1,9 @@
-"""Captions as kohya's tools prepare them, anew at every step.
+"""Vary captions at every step as kohya's trainer does.
 
-Order of the steps (sd-scripts 0.10): prefix and suffix; dropout of the whole caption; one of several lines and of
-each {a|b}; then, only if shuffling, warm-up or tag dropout is on, the caption is split into tags that stay and tags
-that are cut by the warm-up, shuffled and thinned out, and all is joined by ", ". Otherwise the text stays as it is,
-byte for byte.
+The order is that of sd-scripts 0.10. First the whole caption may be dropped. Then one of several lines is chosen,
+prefix and suffix are added, and one alternative of each {a|b}. Only if shuffling, warm-up or tag dropout is on, the
+caption is split into tags: the tags that are not fixed are cut by the warm-up, shuffled and dropped, and all are
+joined by ", ". Otherwise the text stays as it is, byte for byte.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from dataclasses import dataclass, fields, replace
 from tasks.training.config import TrainingConfig
 
 _WILDCARD = re.compile(r"\{([^{}]+)\}")
+# {{ and }} stand for literal braces: control characters hide them while wildcards are replaced.
 _BRACES = (("{{", "\x00"), ("}}", "\x01"))
 
 
 @dataclass(frozen=True)
 class CaptionRules:
-    """How a caption is changed at each step: kohya's parameters by their names."""
+    """Hold kohya's caption parameters under their names."""
 
     shuffle_caption: bool = False
     keep_tokens: int = 0
@@ -39,7 +40,7 @@ class CaptionRules:
 
     @classmethod
     def of(cls, config: TrainingConfig, total_steps: int) -> CaptionRules:
-        """The rules of a configuration; a warm-up below 1 is a share of all steps."""
+        """Read the rules from a configuration; a token_warmup_step below 1 is a share of all steps."""
         values = {field.name: config.parameters[field.name] for field in fields(cls)}
         warmup = config.number("token_warmup_step")
         values["token_warmup_step"] = math.floor(warmup * total_steps) if warmup < 1 else warmup
@@ -47,21 +48,23 @@ class CaptionRules:
 
     @property
     def few(self) -> bool:
-        """True where a caption is seen in one form, or dropped: worth keeping what is made of it."""
+        """Return whether a caption has one form only, apart from being dropped, so that its encoding can be cached."""
         return not (
             self.shuffle_caption or self.caption_tag_dropout_rate or self.enable_wildcard or self.token_warmup_step
         )
 
     def apply(self, caption: str, rng: random.Random, step: int = 0, epoch: int = 1) -> str:
-        """The caption for one step.
+        """Return the caption for one step.
 
         Args:
             caption: all lines of the caption file.
+            rng: source of all random choices.
             step: optimizer steps done.
-            epoch: the running one, from 1 on.
+            epoch: the running epoch, counted from 1.
         """
         every = self.caption_dropout_every_n_epochs
         dropped = self.caption_dropout_rate and rng.random() < self.caption_dropout_rate
+        # Kohya drops all captions in every n-th epoch.
         if dropped or (every and epoch % every == 0):
             return ""
         line = self._line(caption, rng)
@@ -70,11 +73,11 @@ class CaptionRules:
         return line.replace(self.secondary_separator, self.caption_separator) if self.secondary_separator else line
 
     def plain(self, caption: str) -> str:
-        """The caption without anything left to chance."""
+        """Return the first line with prefix and suffix, without any random change."""
         return replace(self, enable_wildcard=False)._line(caption, random.Random(0))
 
     def _line(self, caption: str, rng: random.Random) -> str:
-        """One line with prefix and suffix, its wildcards drawn."""
+        """Return one line with prefix and suffix, its wildcards resolved."""
         lines = caption.splitlines() or [""]
         line = rng.choice(lines) if self.enable_wildcard else lines[0]
         line = " ".join(part for part in (self.caption_prefix, line, self.caption_suffix) if part)
@@ -98,7 +101,8 @@ class CaptionRules:
         return ", ".join(kept + tags + ending)
 
     def _parts(self, line: str) -> tuple[list[str], list[str], list[str]]:
-        """Tags that stay in front, those that may change, and those that stay behind."""
+        """Return the fixed tags at the front, the tags that may change, and the fixed tags at the end."""
+        # One separator: fixed front, rest. Two: fixed front, rest, fixed end.
         if self.keep_tokens_separator and self.keep_tokens_separator in line:
             parts = [self._tags(part) for part in line.split(self.keep_tokens_separator, 2)]
             found = [[tag for tag in part if tag] for part in parts]
@@ -110,5 +114,5 @@ class CaptionRules:
         return [tag.strip() for tag in text.strip().split(self.caption_separator)]
 
     def _warm(self, many: int, step: int) -> int:
-        """How many of the tags are used at a step of the warm-up."""
+        """Return how many tags are used at a step of the warm-up, rising linearly."""
         return math.floor(step * ((many - self.token_warmup_min) / self.token_warmup_step)) + self.token_warmup_min

@@ -1,7 +1,7 @@
-"""The trainer's configuration: one TOML file in kohya's names.
+"""Read and write the trainer's configuration: one TOML file with kohya's names.
 
-Sections are cosmetic, as in sd-scripts' config_file: each is flattened one level. Unlike there, an unknown
-name is refused instead of ignored, and so is a known parameter that this trainer does not support.
+Sections are cosmetic, as in sd-scripts' config_file: each is flattened one level. sd-scripts ignores unknown names;
+this trainer refuses them, and also known parameters that it does not support.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from schema.readers import read_toml
 from tasks.durable import replace_text
 
 PLACES = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "output_name", "reg_data_dir", "cache_dir")
-
+"""Settings that name files and folders; the first three are required."""
 
 LYCORIS_ARGS = ("algo", "factor", "decompose_both", "full_matrix", "dora_wd", "wd_on_output")
-"""Parameters of network_module = lycoris.kohya alone."""
+"""Parameters that only network_module = lycoris.kohya has."""
 
 
 class Subset(Frozen):
-    """One folder of pictures with settings of its own, as in kohya's dataset_config."""
+    """Describe one folder of pictures with its own settings, as in kohya's dataset_config."""
 
     image_dir: Path
     is_reg: bool = Field(False, description="pictures of the class, against forgetting it")
@@ -40,7 +40,7 @@ class Subset(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """Where to read and write, and every training parameter."""
+    """Hold the paths to read and write, and every training parameter."""
 
     pretrained_model_name_or_path: str
     train_data_dir: Path
@@ -53,31 +53,31 @@ class TrainingConfig(Frozen):
     parameters: Parameters
 
     def number(self, name: str) -> float:
-        """A numeric parameter; 0 where it is not set."""
+        """Return a numeric parameter; 0 if it is not set."""
         value = self.parameters[name]
         return float(value) if isinstance(value, int | float) else 0.0
 
     def integer(self, name: str) -> int:
-        """A whole-numbered parameter; 0 where it is not set."""
+        """Return an integer parameter; 0 if it is not set."""
         return int(self.number(name))
 
     def flag(self, name: str) -> bool:
-        """A boolean parameter."""
+        """Return a boolean parameter; False if it is not set."""
         return bool(self.parameters[name])
 
     def text(self, name: str) -> str:
-        """A text parameter."""
+        """Return a text parameter; the text "None" if it is not set."""
         return str(self.parameters[name])
 
     def texts(self, name: str) -> list[str]:
-        """The parts of a comma-separated text parameter; none where it is not set."""
+        """Return the parts of a comma-separated text parameter; an empty list if it is not set."""
         return [part.strip() for part in str(self.parameters[name] or "").split(",") if part.strip()]
 
     def numbers(self, name: str) -> list[float]:
-        """As `texts`, as numbers.
+        """Return the parts of a comma-separated text parameter as numbers.
 
         Raises:
-            ConfigError: a part is no number.
+            ConfigError: a part is not a number.
         """
         try:
             return [float(part) for part in self.texts(name)]
@@ -88,10 +88,10 @@ class TrainingConfig(Frozen):
 
 
 def load_config(path: Path) -> TrainingConfig:
-    """Read a configuration.
+    """Read a configuration file.
 
     Raises:
-        ConfigError: unknown, unsupported or bad parameter, or a missing place.
+        ConfigError: a parameter is unknown, unsupported or wrong, or a required path is missing.
     """
     values = flatten(read_toml(path))
     unknown = [name for name in values if name not in PARAMETERS and name not in PLACES]
@@ -118,7 +118,7 @@ def write_config(
     output_name: str,
     cache_dir: Path | None = None,
 ) -> None:
-    """Write a configuration, complete or not at all; derived and unset parameters are left out."""
+    """Write a configuration atomically; derived and unset parameters are left out."""
     document = tomlkit.document()
     places = {
         "pretrained_model_name_or_path": base_model,
@@ -129,6 +129,7 @@ def write_config(
     }
     document["places"] = {name: value for name, value in places.items() if value is not None}
     settable = [p for p in PARAMETERS.values() if not p.derived and parameters.get(p.name) is not None]
+    # `PARAMETERS` is ordered by category, as groupby needs.
     for category, group in itertools.groupby(settable, key=lambda p: p.category):
         document[str(category)] = {p.name: parameters[p.name] for p in group}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,7 @@ def write_config(
 
 
 def flatten(data: dict[str, Any]) -> dict[str, Any]:
-    """Sections dissolved: they are cosmetic."""
+    """Return the options with sections flattened one level."""
     flat: dict[str, Any] = {}
     for name, value in data.items():
         flat |= value if isinstance(value, dict) else {name: value}
@@ -144,7 +145,15 @@ def flatten(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_supported(parameters: Parameters, where: str) -> None:
-    """Raise ConfigError where parameters do not go together; `where` names their origin."""
+    """Check that parameters go together.
+
+    Args:
+        parameters: all training parameters.
+        where: the file they come from, for the message.
+
+    Raises:
+        ConfigError: two of them contradict each other, or a package is missing.
+    """
     p = parameters
     uncached = "color_aug" if p["color_aug"] else "random_crop" if p["random_crop"] else None
     for refused, sentence in (

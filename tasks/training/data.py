@@ -1,4 +1,4 @@
-"""What is trained on: pictures in buckets as latents on the device, and the batches of each epoch."""
+"""Load the training data: pictures in buckets, as latents on the device, and the batches of each epoch."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from tasks.training.latents import LatentCache, View
 from tasks.training.models import BaseModel
 
 Batch = list[int]
-"""Numbers of samples that are trained in one go; all of one dataset and size."""
+"""Numbers of the samples of one optimizer batch, all of one dataset and size."""
 
 Bucket: TypeAlias = tuple[int, Size]
-"""Number of a dataset, and a size."""
+"""Number of a dataset, and a size in pixels."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a sample lies among the latents of its bucket, and where its mirror image; None: encoded at each step."""
+    """Locate a sample and its mirror image among the latents of its bucket; None if it is encoded at each step."""
 
     bucket: Bucket
     placement: Placement
@@ -45,21 +45,24 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Shown:
-    """How a sample was seen last."""
+    """Describe how a sample was cropped and mirrored when it was last drawn."""
 
     placement: Placement
     mirrored: bool
 
 
 class TrainingData:
-    """The samples of a configuration, encoded; regularisation pictures and those held back for validation too."""
+    """Hold the encoded samples of a configuration, including regularisation and validation pictures.
+
+    Samples are numbered: training first, then regularisation, then validation.
+    """
 
     def __init__(self, config: TrainingConfig, model: BaseModel, device: torch.device) -> None:
-        """Find, place and encode all pictures.
+        """Find all pictures, assign them to buckets and encode them.
 
         Raises:
-            ConfigError: buckets that the model cannot have.
-            BadDataError: no pictures, or a picture or caption that cannot be used.
+            ConfigError: the bucket settings do not suit the model.
+            BadDataError: there are no pictures, or a picture or caption cannot be used.
         """
         self._device, self._factor = device, model.shrinks_by
         self._scale = float(model.vae.config.scaling_factor)
@@ -80,7 +83,7 @@ class TrainingData:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches in an epoch; each bucket's last one may be short."""
+        """Return the number of batches in an epoch; the last batch of each bucket may be short."""
         many: dict[Bucket, int] = {}
         for number in self._epoch():
             bucket = self._places[number].bucket
@@ -89,11 +92,11 @@ class TrainingData:
 
     @property
     def bucket_sizes(self) -> dict[Size, int]:
-        """Pictures of each size."""
+        """Return the number of pictures of each size, validation and regularisation included."""
         return dict(sorted(self.buckets_of(range(len(self._all))).items()))
 
     def buckets_of(self, numbers: Sequence[int]) -> dict[Size, int]:
-        """How many of some samples have which size."""
+        """Count samples by size."""
         many: dict[Size, int] = {}
         for number in numbers:
             size = self._places[number].bucket[1]
@@ -101,15 +104,15 @@ class TrainingData:
         return many
 
     def caption(self, number: int) -> str:
-        """All lines of a sample's caption."""
+        """Return all lines of a sample's caption."""
         return self._all[number].caption
 
     def subset(self, number: int) -> int:
-        """Number of the subset that a sample belongs to."""
+        """Return the number of the subset that a sample belongs to."""
         return self._all[number].subset
 
     def batches(self, rng: random.Random) -> list[Batch]:
-        """The batches of an epoch in a new order."""
+        """Return the batches of an epoch in random order."""
         order = self._epoch()
         rng.shuffle(order)
         members: dict[Bucket, list[int]] = {}
@@ -124,7 +127,10 @@ class TrainingData:
         return found
 
     def latents(self, batch: Batch, rng: random.Random, noise: torch.Generator) -> Tensor:
-        """Scaled samples of the posteriors, (B, C, h, w); each picture mirrored or cut anew as its settings say."""
+        """Draw scaled latents (B, C, h, w) from the posteriors; pictures are mirrored and cropped as configured.
+
+        `noise` is a generator on the CPU, so that every device trains on the same latents.
+        """
         self._shown = [self._show(number, rng) for number in batch]
         moments = self._moments(batch, rng)
         mean, std = moments[:, 0], moments[:, 1]
@@ -132,12 +138,12 @@ class TrainingData:
         return (mean + std * drawn) * self._scale
 
     def means(self, batch: Batch) -> Tensor:
-        """Scaled means of the posteriors, (B, C, h, w): without chance, for validation."""
+        """Return the scaled means (B, C, h, w) of the posteriors: deterministic, for validation."""
         self._shown = [_Shown(self._places[number].placement, False) for number in batch]
         return self._moments(batch, None)[:, 0] * self._scale
 
     def weights(self, batch: Batch) -> Tensor | None:
-        """(B,) prior_loss_weight for regularisation pictures and 1 for others; None where all are 1."""
+        """Return loss weights (B,): prior_loss_weight for regularisation pictures, else 1; None if all are 1."""
         if not self.regularisation:
             return None
         first = len(self.samples)
@@ -145,23 +151,23 @@ class TrainingData:
         return torch.tensor([prior if number >= first else 1.0 for number in batch], device=self._device)
 
     def masks(self, batch: Batch) -> Tensor | None:
-        """(B, 1, h, w) opacity of the pictures as `latents` gave them last; None where no alpha_mask is on."""
+        """Return the opacity (B, 1, h, w) of the pictures as last drawn by `latents`; None without alpha_mask."""
         if self._masks is None:
             return None
         pairs = zip(batch, self._shown, strict=True)
         return torch.stack([self._mask(number, shown) for number, shown in pairs]).to(self._device)
 
     def time_ids(self, batch: Batch) -> Tensor:
-        """(B, 6) what SDXL is told of each picture as `latents` or `means` gave it last.
+        """Return SDXL's size conditioning (B, 6) of the pictures as last drawn by `latents` or `means`.
 
-        Original height and width, what is cut off at top and left, target height and width.
+        Each row is original height and width, top and left of the crop, target height and width.
         """
         placements = [shown.placement for _, shown in zip(batch, self._shown, strict=True)]
         rows = [[*p.picture[::-1], p.top, p.left, *p.target[::-1]] for p in placements]
         return torch.tensor(rows, device=self._device, dtype=torch.float32)
 
     def validation_batches(self) -> list[Batch]:
-        """The samples held back, one a batch."""
+        """Return the validation samples, one a batch."""
         first = len(self.samples) + len(self.regularisation)
         return [[number] for number in range(first, len(self._all))]
 
@@ -173,12 +179,12 @@ class TrainingData:
         return self._subsets[sample.subset].dataset
 
     def _epoch(self) -> list[int]:
-        """Every sample as often as an epoch sees it; in each dataset as many regularisation pictures as own ones."""
+        """Return the sample numbers of an epoch, with as many regularisation as training pictures in each dataset."""
         first, order = len(self.samples), list[int]()
         for dataset in sorted({subset.dataset for subset in self._subsets}):
             own = [n for n, s in enumerate(self.samples) if self._dataset(s) == dataset for _ in range(s.repeats)]
             others = [n for n, s in enumerate(self.regularisation, first) if self._dataset(s) == dataset]
-            # Kohya's rule: each by its repeats, then all once more each, until there are enough.
+            # Kohya's rule: each by its repeats, then all of them once more, until there are enough.
             repeated = [n for n in others for _ in range(self._all[n].repeats)] if others else []
             while others and len(repeated) < len(own):
                 repeated += others
@@ -186,7 +192,7 @@ class TrainingData:
         return order
 
     def _split(self, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-        """Training and validation samples, dataset by dataset; the same ones for the same seed."""
+        """Return training and validation samples, split within each dataset; the seed determines the split."""
         kept, held = list[Sample](), list[Sample]()
         for dataset in sorted({self._dataset(sample) for sample in samples}):
             of_dataset = [sample for sample in samples if self._dataset(sample) == dataset]
@@ -210,7 +216,7 @@ class TrainingData:
         return set(rng.sample(range(len(samples)), held))
 
     def _place(self, native_size: int) -> tuple[list[_Place], dict[Bucket, list[View]]]:
-        """Each sample's bucket and rows, and what each bucket's rows show."""
+        """Return each sample's bucket and rows, and the views that each bucket's rows hold."""
         rules = [BucketRules.of(config, native_size, self._factor) for config in self.subset_configs]
         places, views = list[_Place](), dict[Bucket, list[View]]()
         for number, sample in enumerate(self._all):
@@ -230,7 +236,7 @@ class TrainingData:
         return places, views
 
     def _is_live(self, number: int) -> bool:
-        """Whether a sample is another picture at each step; those held back for validation never are."""
+        """Return whether a sample changes at each step, so that it cannot be cached; validation samples never do."""
         config = self.subset_configs[self._all[number].subset]
         held_back = number >= len(self.samples) + len(self.regularisation)
         return (config.flag("color_aug") or config.flag("random_crop")) and not held_back
@@ -242,7 +248,7 @@ class TrainingData:
         return _Shown(cut, mirrored)
 
     def _moments(self, batch: Batch, rng: random.Random | None) -> Tensor:
-        """Means and standard deviations (B, 2, C, h, w) of the pictures as they are shown."""
+        """Return means and standard deviations (B, 2, C, h, w) of the pictures as described in `_shown`."""
         places = [self._places[number] for number in batch]
         rows = [p.mirrored if s.mirrored else p.row for p, s in zip(places, self._shown, strict=True)]
         known = [row for row in rows if row is not None]
@@ -259,7 +265,7 @@ class TrainingData:
         return picture.flip(-1) if shown.mirrored else picture
 
     def _read_masks(self) -> list[Tensor | None] | None:
-        """Masks of the pictures whose settings ask for them."""
+        """Load the masks of pictures with alpha_mask; None without any."""
         wanted = [self.subset_configs[sample.subset].flag("alpha_mask") for sample in self._all]
         if not any(wanted):
             return None
@@ -274,13 +280,13 @@ class TrainingData:
         if mask is None:
             width, height = place.bucket[1]
             return torch.ones(1, height // self._factor, width // self._factor)
-        if shown.placement != place.placement:  # cut elsewhere
+        if shown.placement != place.placement:  # random_crop: the cached mask is of the middle
             mask = torch.from_numpy(load_mask(self._all[number].path, shown.placement, self._factor))
         return mask.flip(-1) if shown.mirrored else mask
 
 
 def _subsets_of(config: TrainingConfig) -> list[Subset]:
-    """Those of the configuration, or its folders as subsets."""
+    """Return the configured subsets, or one for each of train_data_dir and reg_data_dir."""
     if config.subsets:
         return list(config.subsets)
     folders = [Subset(image_dir=config.train_data_dir, parameters=config.parameters)]

@@ -1,4 +1,4 @@
-"""Pictures and their captions, as kohya lays them out."""
+"""Find pictures and captions in kohya's folder layout, and load pictures at their training size."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR, "area": Image.Resampling.BOX, "box": Image.Resampling.BOX,
 }  # fmt: skip
-"""Kohya's names of ways to scale."""
+"""Kohya's names of resampling filters."""
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+"""Endings of picture files, in lower case."""
+
 MOST_CAPTION_BYTES = 2**20
 """Largest caption file that is read. Captions have some hundred bytes."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with all lines of its caption, seen `repeats` times an epoch.
+    """Hold one picture with all lines of its caption, seen `repeats` times an epoch.
 
     Attributes:
-        subset: number of the subset whose settings it has.
+        subset: number of the subset whose settings apply.
     """
 
     path: Path
@@ -43,12 +45,12 @@ class Sample:
 
 
 def find_pictures(folder: Path) -> list[tuple[Path, int]]:
-    """Pictures with their repeats, in a fixed order.
+    """Return the pictures of a data set with their repeats, in a fixed order.
 
-    A folder holds pictures itself, or kohya's ``<repeats>_<name>`` folders.
+    A folder may hold pictures itself and kohya's ``<repeats>_<name>`` folders.
 
     Raises:
-        BadDataError: no folder or no pictures.
+        BadDataError: there is no such folder, or it has no pictures.
     """
     if not folder.is_dir():
         raise BadDataError(f"the data set {folder} is no folder: check the path")
@@ -62,10 +64,12 @@ def find_pictures(folder: Path) -> list[tuple[Path, int]]:
 
 
 def find_samples(folder: Path, caption_extension: str, num_repeats: int) -> list[Sample]:
-    """Every picture with its caption; where a ``<repeats>_<name>`` folder has no captions at all, the name is each's.
+    """Return every picture with its caption.
+
+    If a ``<repeats>_<name>`` folder has no caption files at all, its name is the caption of each picture.
 
     Raises:
-        BadDataError: as `find_pictures`, or a caption that is missing or empty.
+        BadDataError: as `find_pictures`, or a caption is missing or empty.
     """
     found = []
     for place, pictures in _by_folder(find_pictures(folder)).items():
@@ -76,13 +80,16 @@ def find_samples(folder: Path, caption_extension: str, num_repeats: int) -> list
 
 
 def folder_samples(folder: Path, caption_extension: str, num_repeats: int, tokens: str | None) -> list[Sample]:
-    """The pictures that lie in a folder itself, as kohya's dataset_config names it.
+    """Return the pictures directly in a folder, for a subset of kohya's dataset_config.
 
     Args:
-        tokens: caption of each, if none of them has a caption file.
+        folder: image_dir of the subset.
+        caption_extension: ending of caption files.
+        num_repeats: how often an epoch sees each picture.
+        tokens: caption of every picture, used if none has a caption file.
 
     Raises:
-        BadDataError: no folder, no pictures, or a caption that is missing or empty.
+        BadDataError: there is no such folder, it has no pictures, or a caption is missing or empty.
     """
     if not folder.is_dir():
         raise BadDataError(f"the data set {folder} is no folder: check image_dir")
@@ -93,22 +100,23 @@ def folder_samples(folder: Path, caption_extension: str, num_repeats: int, token
 
 
 def class_tokens(folder: Path) -> str | None:
-    """What a folder is named for, behind the repeats."""
+    """Return the name after the repeats in ``<repeats>_<name>``; None for other folders."""
     match = re.match(r"\d+_(.+)", folder.name)
     return match.group(1).strip() if match else None
 
 
 def num_images(folder: Path) -> int:
-    """Number of pictures, repeats not counted."""
+    """Count the pictures of a data set, without repeats."""
     return len(find_pictures(folder))
 
 
 def dataset_fingerprint(folder: Path) -> str:
-    """Name and content hash of a data set: another caption makes another one."""
+    """Return ``<name>@<hash>`` of a data set; the hash covers pictures, repeats and captions."""
     digest = hashlib.sha256()
     for path, repeats in find_pictures(folder):
         digest.update(f"{path.relative_to(folder)}:{repeats}\n".encode())
         digest.update(path.read_bytes())
+        # Captions of any extension count: the fingerprint must not depend on caption_extension.
         for caption in sorted(path.parent.glob(glob.escape(path.stem) + ".*")):
             if caption.suffix.lower() not in ENDINGS and caption.is_file():
                 digest.update(caption.read_bytes())
@@ -116,10 +124,10 @@ def dataset_fingerprint(folder: Path) -> str:
 
 
 def caption_path(picture: Path, extension: str) -> Path:
-    """Where a picture's caption lies: beside it.
+    """Return the path of a picture's caption, beside the picture.
 
     Raises:
-        BadDataError: the extension is none.
+        BadDataError: the extension is not a file ending.
     """
     try:
         return picture.with_suffix(extension)
@@ -129,11 +137,13 @@ def caption_path(picture: Path, extension: str) -> Path:
 
 @dataclass(frozen=True)
 class Placement:
-    """How a picture of one size is brought to another: scaled to cover it, then cut in the middle.
+    """Describe how a picture is resized: scaled to cover the target size, then cropped. Sizes are (width, height).
 
     Attributes:
-        scaled: width and height before cutting.
-        left, top: what is cut off there.
+        picture: size of the file.
+        target: size in training.
+        scaled: size before cropping.
+        left, top: pixels cropped there.
     """
 
     picture: tuple[int, int]
@@ -144,21 +154,22 @@ class Placement:
 
     @classmethod
     def of(cls, picture: tuple[int, int], target: tuple[int, int]) -> Placement:
-        """The placement for sizes (width, height) in pixels."""
+        """Scale to cover the target and crop in the middle; sizes are (width, height) in pixels."""
         scale = max(target[0] / picture[0], target[1] / picture[1])
         scaled = max(target[0], round(picture[0] * scale)), max(target[1], round(picture[1] * scale))
         return cls(picture, target, scaled, (scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2)
 
     def elsewhere(self, rng: random.Random) -> Placement:
-        """Cut at a random place: kohya's random_crop."""
+        """Return the placement with a random crop: kohya's random_crop."""
         left, top = (rng.randint(0, large - small) for large, small in zip(self.scaled, self.target, strict=True))
         return replace(self, left=left, top=top)
 
     def apply(self, image: Image.Image, resize_interpolation: str | None) -> Image.Image:
-        """The picture at its new size.
+        """Return the resized picture.
 
         Args:
-            resize_interpolation: one of `INTERPOLATIONS`; None is kohya's rule: area where the picture shrinks,
+            image: the picture at the size of the file.
+            resize_interpolation: one of `INTERPOLATIONS`. None follows kohya's rule: area if the picture shrinks,
                 else Lanczos.
         """
         box = (self.left, self.top, self.left + self.target[0], self.top + self.target[1])
@@ -170,16 +181,18 @@ class Placement:
 def load_picture(
     path: Path, placement: Placement, resize_interpolation: str | None, colour: random.Random | None = None
 ) -> npt.NDArray[np.float32]:
-    """A picture as (3, height, width) in [-1, 1].
+    """Load a picture as (3, height, width) float32 in [-1, 1].
 
-    Transparency is dropped as in kohya's trainer: what a transparent pixel holds is seen.
+    Transparency is dropped, as in kohya's trainer: the hidden colour of a transparent pixel becomes visible.
 
     Args:
-        resize_interpolation: the nearest pixel keeps pixel art's edges; see `Placement.apply`.
-        colour: draws kohya's color_aug.
+        path: the picture file.
+        placement: how it is resized.
+        resize_interpolation: see `Placement.apply`; "nearest" keeps the edges of pixel art.
+        colour: random numbers for kohya's color_aug; None leaves the colours as they are.
 
     Raises:
-        BadDataError: the file is no picture.
+        BadDataError: the file is not a picture.
     """
     picture = placement.apply(open_picture(path).convert("RGB"), resize_interpolation)
     if colour is not None:
@@ -188,26 +201,27 @@ def load_picture(
 
 
 def shifted_colours(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """Kohya's color_aug: one picture in three is changed, in hue by up to 16 degrees or by a power near 1.
+    """Apply kohya's color_aug: change one picture in three, in hue by up to 16 degrees, or in brightness.
 
-    The power is of values from 0 to 255, as there: brightness changes by up to a third.
+    Brightness is changed by a power between 0.95 and 1.05. As in kohya's trainer, it is applied to values from 0 to
+    255 rather than 0 to 1, so brightness changes by up to a third.
     """
     if rng.random() > 0.33:
         return picture
     if rng.random() > 0.5:
         hue, *others = picture.convert("HSV").split()
         shift = round(rng.uniform(-16, 16) * 256 / 360)
-        turned = Image.fromarray(np.asarray(hue) + np.uint8(shift % 256))
+        turned = Image.fromarray(np.asarray(hue) + np.uint8(shift % 256))  # uint8 wraps around, as hue does
         return Image.merge("HSV", (turned, *others)).convert("RGB")
     power = rng.uniform(0.95, 1.05)
     return picture.point([min(255, int(value**power)) for value in range(256)] * 3)
 
 
 def load_mask(path: Path, placement: Placement, shrinks_by: int) -> npt.NDArray[np.float32]:
-    """A picture's opacity (1, height / shrinks_by, width / shrinks_by) in [0, 1]; 1 where it has no alpha.
+    """Load a picture's opacity (1, height / shrinks_by, width / shrinks_by) in [0, 1]; 1 if it has no alpha channel.
 
     Raises:
-        BadDataError: the file is no picture.
+        BadDataError: the file is not a picture.
     """
     alpha = open_picture(path).convert("RGBA").getchannel("A")
     width, height = placement.target
@@ -228,7 +242,7 @@ def _by_folder(pictures: list[tuple[Path, int]]) -> dict[Path, list[tuple[Path, 
 
 
 def _captioned(pictures: list[tuple[Path, int, str | None]], extension: str) -> list[Sample]:
-    """Samples of pictures with repeats and class tokens; the tokens count where a folder has no captions."""
+    """Build samples from (path, repeats, class tokens); the tokens are used where a folder has no caption files."""
     with_files = {path.parent for path, _, _ in pictures if caption_path(path, extension).exists()}
     return [
         Sample(

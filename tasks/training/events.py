@@ -1,4 +1,4 @@
-"""What the trainer tells: one JSON line an event in events.jsonl."""
+"""Define the trainer's events and write and read them: one JSON line an event in events.jsonl."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from schema.parameters import Parameters
 from schema.runs import Outcome
 
 NO_ROOM = 74
-"""Exit code of a trainer whose disk is too full even for an event."""
+"""Exit code of a trainer whose disk is too full even for an event: EX_IOERR of sysexits.h."""
 
 
 class StartedEvent(Frozen):
-    """Training begins, or goes on after `step` steps."""
+    """Report that training begins, or resumes after `step` steps."""
 
     kind: Literal["started"] = "started"
     at: float = Field(default_factory=time.time, description="seconds since 1970")
@@ -30,7 +30,7 @@ class StartedEvent(Frozen):
 
 
 class StepEvent(Frozen):
-    """Some steps are done; told about once a second."""
+    """Report progress, about once a second."""
 
     kind: Literal["step"] = "step"
     at: float = Field(default_factory=time.time)
@@ -42,7 +42,7 @@ class StepEvent(Frozen):
 
 
 class EpochEvent(Frozen):
-    """An epoch is done and its checkpoint is on disk."""
+    """Report that an epoch is done and its checkpoint is on disk."""
 
     kind: Literal["epoch"] = "epoch"
     at: float = Field(default_factory=time.time)
@@ -57,7 +57,7 @@ class EpochEvent(Frozen):
 
 
 class WarningEvent(Frozen):
-    """Training goes on, but not as it was asked to."""
+    """Report that training goes on, but not exactly as configured."""
 
     kind: Literal["warning"] = "warning"
     at: float = Field(default_factory=time.time)
@@ -65,7 +65,7 @@ class WarningEvent(Frozen):
 
 
 class FailedEvent(Frozen):
-    """Training cannot go on."""
+    """Report that training cannot go on."""
 
     kind: Literal["failed"] = "failed"
     at: float = Field(default_factory=time.time)
@@ -74,7 +74,7 @@ class FailedEvent(Frozen):
 
 
 class StoppedEvent(Frozen):
-    """Training was asked to stop and has saved its state."""
+    """Report that training was asked to stop and has saved its state."""
 
     kind: Literal["stopped"] = "stopped"
     at: float = Field(default_factory=time.time)
@@ -82,7 +82,7 @@ class StoppedEvent(Frozen):
 
 
 class FinishedEvent(Frozen):
-    """All epochs are done."""
+    """Report that all epochs are done."""
 
     kind: Literal["finished"] = "finished"
     at: float = Field(default_factory=time.time)
@@ -97,13 +97,13 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="k
 
 
 def write_event(path: Path, event: Event) -> None:
-    """Append one event; a line is written at once or not at all."""
+    """Append one event as a line, in one write."""
     with path.open("a", encoding="utf-8") as file:
         file.write(event.model_dump_json() + "\n")
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """Complete events from a byte offset on, each with the offset behind it; none if the file is missing."""
+    """Yield complete events from a byte offset on, each with the offset after it; none if the file is missing."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -114,5 +114,5 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
             offset += len(line)
             try:
                 yield _EVENT.validate_python(json.loads(line)), offset
-            except json.JSONDecodeError:  # torn by a kill, then continued by the next process
+            except json.JSONDecodeError:  # cut off by a kill, then continued by the next process
                 continue

@@ -1,12 +1,12 @@
-"""``python -m tasks.training.forkserver``: libraries and base model, loaded once; each trial is forked from there.
+"""``python -m tasks.training.forkserver``: load libraries and base model once, then fork one trainer per trial.
 
-A fork starts with everything in memory and shares it until it writes: training begins at once, and whatever
-happens to it - a segfault, out of memory, weights changed by mistake - happens to its own copy. CUDA cannot be
-forked once it is in use, so this process never touches a GPU: its forks move the model there themselves.
+A fork starts with everything in memory and shares it until it writes, so training begins at once. A crash, out of
+memory or an accidental write to the weights affects only the fork. CUDA cannot be forked once it is in use, so the
+server never touches a GPU: the forks move the model there themselves.
 
-Orders come as JSON lines on stdin: ``{"config", "device", "threads", "log"}``. Answers go as lines to stdout:
-``{"pid"}`` for a started trainer, ``{"pid", "code"}`` for one that has ended. It ends when stdin does; a trainer
-whose parent is gone saves its state and ends too.
+Orders are JSON lines on stdin: ``{"config", "device", "threads", "log"}``. Replies are JSON lines on stdout:
+``{"pid"}`` for a started trainer, ``{"pid", "code"}`` for one that has ended. The server ends at the end of stdin. A
+trainer whose parent is gone saves its state and ends too.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ if TYPE_CHECKING:
 
 
 class ForkServer:
-    """Holds the base model of the last order, and forks."""
+    """Fork trainers, and keep the base model of the last order in memory."""
 
     def __init__(self) -> None:
-        # Whatever a library prints must not mix with the answers.
-        self._answers = os.fdopen(os.dup(1), "w")
+        # Replies go to a copy of stdout; stdout itself becomes stderr, so that library output cannot mix with them.
+        self._replies = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self._key: object = None
         self._model: BaseModel | None = None
 
     def serve(self) -> None:
-        """Take orders until there are none to come."""
+        """Execute orders until stdin ends."""
+        # SIGCHLD writes to this pipe, so that `select` wakes when a trainer ends.
         wake, bell = os.pipe()
         os.set_blocking(bell, False)
         signal.set_wakeup_fd(bell)
@@ -48,7 +49,7 @@ class ForkServer:
             ready, _, _ = select.select([0, wake], [], [])
             if wake in ready:
                 os.read(wake, 4096)
-                self._tell_ended()
+                self._report_ended()
             if 0 in ready:
                 data = os.read(0, 65536)
                 if not data:
@@ -61,12 +62,12 @@ class ForkServer:
         model = self._loaded(Path(order["config"]))
         pid = os.fork()
         if pid == 0:
-            self._answers.close()
+            self._replies.close()
             _train(order, model)
-        self._answer(pid=pid)
+        self._reply(pid=pid)
 
     def _loaded(self, config: Path) -> BaseModel | None:
-        """The configuration's base model; None where it cannot be loaded: the trainer itself will say why."""
+        """Return the configuration's base model; None if it cannot be loaded, which the trainer itself reports."""
         import torch
 
         from tasks.training.config import load_config
@@ -77,25 +78,25 @@ class ForkServer:
             settings = load_config(config)
             key = settings.pretrained_model_name_or_path, Trainer.frozen_dtype(settings)
             if key != self._key:
-                self._key, self._model = None, None  # two do not fit everywhere
+                self._key, self._model = None, None  # free the old model first: memory may not hold two
                 self._model = load_base_model(key[0], torch.device("cpu"), key[1])
                 self._key = key
         except PixelloopError:
             return None
         return self._model
 
-    def _tell_ended(self) -> None:
+    def _report_ended(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                self._answer(pid=ended[0], code=os.waitstatus_to_exitcode(ended[1]))
+                self._reply(pid=ended[0], code=os.waitstatus_to_exitcode(ended[1]))
 
-    def _answer(self, **fields: int) -> None:
-        print(json.dumps(fields), file=self._answers, flush=True)
+    def _reply(self, **fields: int) -> None:
+        print(json.dumps(fields), file=self._replies, flush=True)
 
 
 def _train(order: dict[str, Any], model: BaseModel | None) -> None:
-    """The fork's life: a session and a log of its own, then training."""
-    code = 70
+    """Run the fork: give it its own session and log, train, exit."""
+    code = 70  # EX_SOFTWARE of sysexits.h, unless `run` returns
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
@@ -111,7 +112,7 @@ def _train(order: dict[str, Any], model: BaseModel | None) -> None:
         sys.excepthook(*sys.exc_info())
         raise
     finally:
-        os._exit(code)  # what the parent would do at its end is not for its fork to do
+        os._exit(code)  # skip the exit handlers inherited from the server
 
 
 def main() -> None:
@@ -119,7 +120,7 @@ def main() -> None:
     server = ForkServer()
     import torch
 
-    torch.set_num_threads(1)  # the locks of others would stay closed in a fork
+    torch.set_num_threads(1)  # a fork copies only the calling thread; locks held by others would stay locked
     server.serve()
 
 

@@ -1,4 +1,4 @@
-"""Progressive rank: a network that grows while it trains, and an optimizer that keeps what it knows."""
+"""Raise the rank of a network while it trains, and keep the optimizer's state."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from tasks.training.config import TrainingConfig
 from tasks.training.network import LoRANetwork
 
 _OWN_VALUES = {"z", "p0"}
-"""Optimizer states that are copies of the weights: Schedule-Free's base iterate, Prodigy's first weights."""
+"""Optimizer states that are copies of weights: Schedule-Free's base iterate, Prodigy's initial weights."""
 
 _SQUARES = {"exp_avg_sq"}
-"""Running means of squared gradients: a 0 there would make the first step of a new weight a huge one."""
+"""Running means of squared gradients. A 0 there would make the first step of a new weight huge."""
 
-_MEND = "choose AdamW, Lion, Adafactor, a schedule-free one, or Prodigy with optimizer_args slice_p=1"
+_REMEDY = "choose AdamW, Lion, Adafactor, a schedule-free one, or Prodigy with optimizer_args slice_p=1"
 
 
 @dataclass(frozen=True)
 class Growth:
-    """At which epochs, counted from 1, networks get which rank.
+    """Describe at which epochs, counted from 1, networks grow to which rank.
 
     Attributes:
-        first: network_dim, which the ranks stand in proportion to: a layer of half that rank grows to half.
+        first: network_dim. Ranks are relative to it: a layer that starts with half of it grows to half of each rank.
+        steps: pairs of epoch and rank, both rising.
     """
 
     first: int
@@ -35,10 +36,11 @@ class Growth:
 
     @classmethod
     def of(cls, config: TrainingConfig) -> Growth:
-        """Kept in progressive_rank as epoch:rank, comma-separated.
+        """Parse progressive_rank: epoch:rank, comma-separated.
 
         Raises:
-            ConfigError: no such pairs, they do not rise, or they begin before the second epoch.
+            ConfigError: the text is not such a list, the pairs do not rise, the first epoch is below 2, or the
+                optimizer's state cannot grow.
         """
         text, first = str(config.parameters["progressive_rank"] or ""), config.integer("network_dim")
         try:
@@ -56,18 +58,18 @@ class Growth:
                 )
         kind, args = config.text("optimizer_type"), str(config.parameters["optimizer_args"] or "").split()
         if steps and (kind.endswith("8bit") or (kind == "Prodigy" and "slice_p=1" not in args)):
-            raise ConfigError(f"progressive_rank: the state of {kind} cannot grow with the network: {_MEND}")
+            raise ConfigError(f"progressive_rank: the state of {kind} cannot grow with the network: {_REMEDY}")
         return cls(first, steps)
 
     def rank(self, epoch: int) -> int:
-        """The rank in an epoch, of layers that begin with network_dim."""
+        """Return the rank, in an epoch, of layers that start with network_dim."""
         return max([self.first, *(rank for since, rank in self.steps if since <= epoch)])
 
     def grow(self, networks: Iterable[LoRANetwork], optimizer: Optimizer, rank: int) -> None:
-        """Bring networks to a rank; their function and what the optimizer knows of their weights stay the same.
+        """Grow networks to a rank without changing their output or the optimizer's state of existing weights.
 
         Raises:
-            ConfigError: the optimizer keeps its knowledge in a form that cannot grow.
+            ConfigError: the optimizer's state has a shape that cannot grow.
         """
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         before = [weight.shape for weight in weights]
@@ -80,18 +82,18 @@ class Growth:
 
 
 def _enlarge(state: dict[str, object], weight: nn.Parameter, shape: torch.Size) -> None:
-    """Give an optimizer's state of a weight room for the entries that the weight has got."""
-    # Adafactor keeps means over rows and over columns instead of the whole.
+    """Enlarge an optimizer's state of a weight that has grown from `shape`."""
+    # Adafactor stores means over rows and over columns instead of a full matrix.
     shapes = {shape: weight.shape, shape[:-1]: weight.shape[:-1]}
     shapes[shape[:-2] + shape[-1:]] = weight.shape[:-2] + weight.shape[-1:]
     for name, value in state.items():
         if not isinstance(value, Tensor) or value.dim() == 0 or value.numel() == 1:
             continue
-        if value.shape == (shape.numel(),):  # Prodigy keeps some of its states as one row
+        if value.shape == (shape.numel(),):  # Prodigy stores some states flattened
             state[name] = _padded(name, value.view(shape), weight.shape, weight).flatten()
             continue
         if value.shape not in shapes or not value.is_floating_point():
-            raise ConfigError(f"progressive_rank: the optimizer's state cannot grow with the network: {_MEND}")
+            raise ConfigError(f"progressive_rank: the optimizer's state cannot grow with the network: {_REMEDY}")
         state[name] = _padded(name, value, shapes[value.shape], weight)
 
 

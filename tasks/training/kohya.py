@@ -1,8 +1,9 @@
-"""Kohya's own files and options, read as sd-scripts reads them, but checked.
+"""Read kohya's own files and options as sd-scripts reads them, and check them.
 
-config_file: sections are cosmetic, options of the command line go before it. dataset_config: each option is looked up
-in the subset, its dataset, [general], config_file, in this order. What sd-scripts knows and this trainer does not do
-is refused with a sentence; what is needless here is told; what nobody knows is refused with the nearest names.
+config_file: sections are cosmetic; options of the command line win. dataset_config: an option is looked up in the
+subset, its dataset, [general] and config_file, in this order. Options that sd-scripts has and this trainer does not
+support are refused with a reason. Options without effect here give a note. Unknown options are refused with the
+closest known names.
 """
 
 from __future__ import annotations
@@ -20,59 +21,64 @@ from tasks.training.config import PLACES, Subset, TrainingConfig, check_supporte
 from tasks.training.kohya_options import NEEDLESS, NEUTRAL, REFUSED
 
 Values = dict[str, Any]
-"""Options by kohya's name, as a file or the command line gives them."""
+"""Options by kohya's names, as read from a file or the command line."""
 
 _DEFAULTS: Values = {
     "learning_rate": 2e-6, "caption_extension": ".caption", "resize_interpolation": None, "save_precision": "float",
     "save_every_n_epochs": 10000, "cache_latents": False,
 }  # fmt: skip
-"""Kohya's defaults where ours are others; kohya saves the last epoch alone unless told to save more."""
+"""Kohya's defaults that differ from ours. By default kohya saves only the last epoch, hence the 10000."""
 
-_STEPS = 1600
-_OTHER_NAMES = {"dataset_repeats": "num_repeats", "caption_extention": "caption_extension"}
-_ABOUT = ("training_comment", "metadata_title", "metadata_author", "metadata_description", "metadata_license",
-          "metadata_tags", "metadata_usage_hint", "metadata_trigger_phrase")  # fmt: skip
+_DEFAULT_STEPS = 1600  # sd-scripts' default of max_train_steps
+_ALIASES = {"dataset_repeats": "num_repeats", "caption_extention": "caption_extension"}  # the misspelling is kohya's
+_METADATA_OPTIONS = (
+    "training_comment", "metadata_title", "metadata_author", "metadata_description", "metadata_license",
+    "metadata_tags", "metadata_usage_hint", "metadata_trigger_phrase",
+)  # fmt: skip
 
-_OF_DATASET = {
+_DATASET_OPTIONS = {
     "resolution", "batch_size", "enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps",
     "bucket_no_upscale", "validation_split", "validation_seed", "network_multiplier", "resize_interpolation",
 }  # fmt: skip
-_OF_SUBSET = {
+_SUBSET_OPTIONS = {
     "num_repeats", "shuffle_caption", "caption_separator", "keep_tokens", "keep_tokens_separator",
     "secondary_separator", "enable_wildcard", "caption_prefix", "caption_suffix", "caption_dropout_rate",
     "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "token_warmup_min", "token_warmup_step",
     "color_aug", "flip_aug", "random_crop", "face_crop_aug_range", "caption_extension", "alpha_mask",
     "resize_interpolation", "cache_info", "custom_attributes", "metadata_file",
 }  # fmt: skip
-_OF_SUBSET_ALONE = {"image_dir", "is_reg", "class_tokens"}
+_SUBSET_ONLY_OPTIONS = {"image_dir", "is_reg", "class_tokens"}
 
+# Options that are refused unless they have this value, which is what this trainer does anyway.
 _ALLOWED = {"save_model_as": "safetensors", "network_multiplier": 1}
+# Optimizers whose own default of weight_decay is 0.01; that of all others is 0.
 _ADAM = ("AdamW", "AdamW8bit", "PagedAdamW8bit")
 
 
 def read_kohya(options: Mapping[str, Any]) -> tuple[TrainingConfig, list[str]]:
-    """The configuration that kohya's options ask for, and a sentence for each that has no effect here.
+    """Return the configuration that kohya's options describe, and a note for each option without effect.
 
     Args:
-        options: of the command line; config_file and dataset_config among them name files.
+        options: options of the command line; config_file and dataset_config name files to read.
 
     Raises:
-        ConfigError: unknown, unsupported or bad option, or a missing place.
+        ConfigError: an option is unknown, unsupported or wrong, or a required path is missing.
     """
     given, notes = dict(options), list[str]()
     file, dataset = given.pop("config_file", None), given.pop("dataset_config", None)
     if file is not None:
         path = Path(file)
+        # sd-scripts lets the ending be left out.
         path = path if path.suffix == ".toml" else path.with_name(f"{path.name}.toml")
         read = flatten(read_toml(path))
         dataset = dataset or read.pop("dataset_config", None)
         given = {**{k: v for k, v in read.items() if k != "dataset_config"}, **given}
     where = str(file or "the command line")
     values = _plain(given, where, notes)
-    places = {name: values.pop(name) for name in (*PLACES, *_ABOUT) if name in values}
+    places = {name: values.pop(name) for name in (*PLACES, *_METADATA_OPTIONS) if name in values}
     own = {**_weight_decay(values), **_convolutions(values)}
     parameters = with_defaults({**_DEFAULTS, **_steps(values, notes), **own})
-    about = {name: str(places.pop(name)) for name in _ABOUT if places.get(name) is not None}
+    about = {name: str(places.pop(name)) for name in _METADATA_OPTIONS if places.get(name) is not None}
     subsets = _subsets(Path(dataset), parameters, notes) if dataset else ()
     if subsets:
         for name in ("train_data_dir", "reg_data_dir"):
@@ -91,10 +97,10 @@ def read_kohya(options: Mapping[str, Any]) -> tuple[TrainingConfig, list[str]]:
 
 
 def options_of(arguments: Sequence[str]) -> Values:
-    """Options of a command line in kohya's way: ``--name``, ``--name value`` or ``--name value value``.
+    """Parse a command line of kohya's kind: ``--name``, ``--name value``, ``--name value value``, ``--name=value``.
 
     Raises:
-        ConfigError: a value without a name before it.
+        ConfigError: a value comes before any option.
     """
     found: dict[str, list[str]] = {}
     name = ""
@@ -118,7 +124,7 @@ def _typed(name: str, words: list[str]) -> Any:
 
 
 def _plain(given: Values, where: str, notes: list[str]) -> Values:
-    """Options in the taxonomy's names and types, lists unpacked; all that is refused is said at once.
+    """Convert options to the names and types of `PARAMETERS`; one error lists all refused options.
 
     Raises:
         ConfigError: see `read_kohya`.
@@ -128,9 +134,9 @@ def _plain(given: Values, where: str, notes: list[str]) -> Values:
         if name == "network_args":
             values |= _network_args(value, where)
         else:
-            values[_OTHER_NAMES.get(name, name)] = value
+            values[_ALIASES.get(name, name)] = value
     refused = []
-    for name in [name for name in values if name not in PARAMETERS and name not in (*PLACES, *_ABOUT)]:
+    for name in [name for name in values if name not in PARAMETERS and name not in (*PLACES, *_METADATA_OPTIONS)]:
         value = values.pop(name)
         if name in ("cache_latents_to_disk", "cache_text_encoder_outputs_to_disk"):
             continue
@@ -150,7 +156,7 @@ def _plain(given: Values, where: str, notes: list[str]) -> Values:
 
 
 def _single(name: str, value: Any, where: str, notes: list[str]) -> Any:
-    """A value as the taxonomy has it: lists become text, other spellings ours."""
+    """Convert a value to the form that `PARAMETERS` expects: lists become text, spellings are normalised."""
     if name == "resolution":
         return _side(value, where)
     if name == "optimizer_type":
@@ -170,7 +176,7 @@ def _single(name: str, value: Any, where: str, notes: list[str]) -> Any:
 
 
 def _network_args(pairs: Any, where: str) -> Values:
-    """Kohya's network_args, ``name=value`` each."""
+    """Parse kohya's network_args, each ``name=value``."""
     found: Values = {}
     for pair in pairs or []:
         name, equals, text = str(pair).partition("=")
@@ -182,7 +188,7 @@ def _network_args(pairs: Any, where: str) -> Values:
 
 
 def _side(value: Any, where: str) -> int:
-    """Kohya's resolution, one number or width and height, as the side of a square."""
+    """Return the side of a square from kohya's resolution: one number, or width and height."""
     parts = value if isinstance(value, list) else str(value).split(",")
     try:
         sides = {int(part) for part in parts}
@@ -200,22 +206,22 @@ def _ratio(value: Any, values: Values) -> Values:
 
 
 def _steps(values: Values, notes: list[str]) -> Values:
-    """Kohya's rule: epochs count where they are given, else steps, else 1600 steps."""
+    """Apply kohya's rule: epochs if they are given, else steps, else 1600 steps."""
     if values.get("max_train_epochs") is None:
-        return {**values, "max_train_epochs": 1, "max_train_steps": values.get("max_train_steps") or _STEPS}
+        return {**values, "max_train_epochs": 1, "max_train_steps": values.get("max_train_steps") or _DEFAULT_STEPS}
     if values.get("max_train_steps") is not None:
         notes.append("max_train_steps is not read where there is max_train_epochs")
     return {name: value for name, value in values.items() if name != "max_train_steps"}
 
 
 def _weight_decay(values: Values) -> Values:
-    """The optimizers' own: in kohya's vocabulary it is one of optimizer_args."""
+    """Return the optimizer's own default: kohya has no such option, only optimizer_args."""
     adam = values.get("optimizer_type", "AdamW") in _ADAM
     return {"weight_decay": values.get("weight_decay", 0.01 if adam else 0.0)}
 
 
 def _convolutions(values: Values) -> Values:
-    """LyCORIS adapts 3x3 convolutions like all other layers unless it is told another size."""
+    """Return conv_dim and conv_alpha: LyCORIS adapts 3x3 convolutions at network_dim unless they are set."""
     if values.get("network_module") != "lycoris.kohya":
         return {}
     defaults = {"conv_dim": values.get("network_dim", 4), "conv_alpha": values.get("network_alpha", 1.0)}
@@ -223,29 +229,31 @@ def _convolutions(values: Values) -> Values:
 
 
 def _subsets(path: Path, parameters: Parameters, notes: list[str]) -> list[Subset]:
-    """The subsets of a dataset_config, each with all its parameters.
+    """Return the subsets of a dataset_config, each with all its parameters.
 
     Raises:
-        ConfigError: unknown key, or a subset without image_dir.
+        ConfigError: a key is unknown, or a subset has no image_dir.
     """
     document = _read(path)
     _known(document, {"general", "datasets"}, str(path))
     general = document.get("general", {})
-    _known(general, _OF_DATASET | _OF_SUBSET, f"{path}: [general]")
+    _known(general, _DATASET_OPTIONS | _SUBSET_OPTIONS, f"{path}: [general]")
     found = []
     for number, dataset in enumerate(document.get("datasets", [])):
         place = f"{path}: dataset {number + 1}"
-        _known(dataset, _OF_DATASET | _OF_SUBSET | {"subsets"}, place)
+        _known(dataset, _DATASET_OPTIONS | _SUBSET_OPTIONS | {"subsets"}, place)
         for subset in dataset.get("subsets", []):
-            _known(subset, _OF_SUBSET | _OF_SUBSET_ALONE, f"{place}: subset")
+            _known(subset, _SUBSET_OPTIONS | _SUBSET_ONLY_OPTIONS, f"{place}: subset")
             if "image_dir" not in subset:
                 raise ConfigError(f"{place}: a subset has no image_dir: name its folder")
             layers = [general, {k: v for k, v in dataset.items() if k != "subsets"}, subset]
-            own = {k: v for layer in layers for k, v in layer.items() if k not in _OF_SUBSET_ALONE and v is not None}
+            own = {
+                k: v for layer in layers for k, v in layer.items() if k not in _SUBSET_ONLY_OPTIONS and v is not None
+            }
             if "batch_size" in own:
                 own["train_batch_size"] = own.pop("batch_size")
             checked = with_defaults({**_settable(parameters), **_plain(own, place, notes)})
-            alone = {k: v for k, v in subset.items() if k in _OF_SUBSET_ALONE}
+            alone = {k: v for k, v in subset.items() if k in _SUBSET_ONLY_OPTIONS}
             fields = {**alone, "nested": False, "dataset": number, "parameters": checked}
             found.append(parse(fields, Subset, f"{place}: subset"))
     if not any(not subset.is_reg for subset in found):

@@ -1,12 +1,12 @@
-"""Options of sd-scripts that are no parameters of ours: what becomes of each.
+"""List the options of sd-scripts that are not parameters of ours, each with what happens to it.
 
-Names from the argument parsers of sd-scripts 0.10 and of LyCORIS 4.
+Names are from the argument parsers of sd-scripts 0.10 and of LyCORIS 4.
 """
 
 from __future__ import annotations
 
 NEUTRAL: tuple[object, ...] = (None, False, 0, "", "no", [])
-"""Values with which an option asks for nothing."""
+"""Values that switch an option off."""
 
 
 def _each(sentences: dict[str, str]) -> dict[str, str]:
@@ -34,7 +34,7 @@ NEEDLESS = _each(
         "it says nothing without sample_prompts": "sample_sampler",
     }
 )
-"""Options that ask for nothing that is not done, each with why."""
+"""Options that need no support, each with the reason."""
 
 REFUSED = _each(
     {
@@ -78,4 +78,4 @@ REFUSED = _each(
         ),
     }
 )
-"""Options that this trainer does not have, each with why or the mend."""
+"""Options that this trainer does not support, each with the reason or the fix."""

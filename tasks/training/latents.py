@@ -1,4 +1,4 @@
-"""Pictures encoded once, kept on disk under what they were made from."""
+"""Encode pictures to latents once and cache them on disk by content."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from tasks.training.checkpoint import write_whole
 from tasks.training.dataset import Placement, load_picture
 
-_BATCH = 16
+_PICTURES_PER_BATCH = 16  # chosen by hand: bounds the VAE's memory, which grows with the batch
 
 
 @dataclass(frozen=True)
 class View:
-    """How a picture is seen in training, without anything random in it."""
+    """Describe how a picture appears in training, without anything random."""
 
     path: Path
     placement: Placement
@@ -32,44 +32,44 @@ class View:
 
     @property
     def transform(self) -> str:
-        """All but the picture itself, as text."""
+        """Return the description without the file as text, for the cache key."""
         return f"{self.placement.target}/{self.mirrored}/{self.resize_interpolation}"
 
     def load(self) -> npt.NDArray[np.float32]:
-        """The picture (3, height, width) in [-1, 1]."""
+        """Load the picture as (3, height, width) float32 in [-1, 1]."""
         picture = load_picture(self.path, self.placement, self.resize_interpolation)
         return picture[..., ::-1].copy() if self.mirrored else picture
 
 
 class LatentCache:
-    """Encodes pictures, and finds again what was encoded before.
+    """Encode pictures with a VAE and cache the result.
 
-    The key of a picture holds its bytes, the VAE's weights and the transform, so nothing stale is ever
-    used and parallel trials may share the folder.
+    The key is a hash of the picture's bytes, the VAE's weights and the transform. Entries therefore never become
+    stale, and parallel trials may share the folder.
     """
 
     def __init__(self, vae: AutoencoderKL, folder: Path | None, device: torch.device) -> None:
-        """Args: folder: None keeps nothing on disk."""
+        """Prepare the cache; `folder` None disables it."""
         self._vae, self._cache, self._device = vae, TensorCache(folder), device
         self._vae_key = digest(vae) if folder is not None else ""
 
     def encode(self, views: Sequence[View]) -> Tensor:
-        """Mean and standard deviation of the posterior of each picture, unscaled.
+        """Return the mean and standard deviation of each picture's posterior, unscaled.
 
         Args:
-            views: N pictures, all brought to one size.
+            views: N pictures, all resized to the same size.
 
         Returns:
-            (N, 2, C, height / f, width / f) on the CPU.
+            (N, 2, C, height / f, width / f) float32 on the CPU.
 
         Raises:
-            BadDataError: a file is no picture.
+            BadDataError: a file is not a picture.
         """
         keys = [self._cache.key(view.path.read_bytes(), f"{self._vae_key}/{view.transform}") for view in views]
         found = {i: moments for i, key in enumerate(keys) if (moments := self._cache.read(key)) is not None}
         missing = [i for i in range(len(views)) if i not in found]
-        for start in range(0, len(missing), _BATCH):
-            some = missing[start : start + _BATCH]
+        for start in range(0, len(missing), _PICTURES_PER_BATCH):
+            some = missing[start : start + _PICTURES_PER_BATCH]
             pictures = torch.stack([torch.from_numpy(views[i].load()) for i in some])
             for i, moments in zip(some, self.encode_pictures(pictures).cpu(), strict=True):
                 found[i] = moments
@@ -78,24 +78,24 @@ class LatentCache:
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """Mean and standard deviation of pictures (N, 3, H, W) in [-1, 1], (N, 2, C, H / f, W / f) on the device."""
+        """Return mean and standard deviation (N, 2, C, H / f, W / f), on the device, of pictures in [-1, 1]."""
         posterior = self._vae.encode(pictures.to(self._device, self._vae.dtype)).latent_dist
         return torch.stack([posterior.mean, posterior.std], dim=1).float()
 
 
 class TensorCache:
-    """Tensors on disk, each under a key that holds all it was made from."""
+    """Store tensors on disk, each under a hash of everything it was made from."""
 
     def __init__(self, folder: Path | None) -> None:
-        """Args: folder: None keeps nothing."""
+        """Prepare the cache; `folder` None disables it."""
         self._folder = folder
 
     def key(self, content: bytes, made_by: str) -> str:
-        """The name of what was made of some content."""
+        """Return the key of the tensor that `made_by` computes from `content`."""
         return hashlib.sha256(hashlib.sha256(content).digest() + made_by.encode()).hexdigest()
 
     def read(self, key: str) -> Tensor | None:
-        """The tensor, if it is there."""
+        """Return the cached tensor, or None."""
         if self._folder is None:
             return None
         try:
@@ -104,7 +104,7 @@ class TensorCache:
             return None
 
     def write(self, key: str, tensor: Tensor) -> None:
-        """Keep a tensor, complete or not at all: others may do the same at this moment."""
+        """Save a tensor atomically: other processes may write the same key at the same moment."""
         if self._folder is None:
             return
         file = self._file(key)
@@ -113,13 +113,13 @@ class TensorCache:
 
     def _file(self, key: str) -> Path:
         assert self._folder is not None
-        return self._folder / key[:2] / f"{key[2:34]}.safetensors"
+        return self._folder / key[:2] / f"{key[2:34]}.safetensors"  # 256 sub-folders keep each of them small
 
 
 def digest(*modules: nn.Module) -> str:
-    """What modules' weights are, to the bit; computed on all cores."""
+    """Return a SHA-256 over the modules' weights and their names, computed on all cores."""
     weights = [item for module in modules for item in sorted(module.state_dict().items())]
-    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+    with ThreadPoolExecutor() as pool:  # hashlib releases the GIL
         parts = pool.map(lambda item: f"{item[0]}:{item[1].dtype}:{_hash(item[1])}", weights)
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Start the trainer in a process of its own and follow what it does."""
+"""Start the trainer in a separate process and follow its events."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from tasks.training.events import (
 )
 from tasks.training.warm import Fork, WarmTrainer
 
-_POLL = 0.1
-_GRACE = 30.0
+_POLL_SECONDS = 0.1  # between reads of events.jsonl; steps are reported once a second
+_STOP_GRACE = 30.0  # seconds to finish the running step and save the state before SIGKILL
 HUNG_AFTER = 900.0
-"""Seconds; encoding all pictures of a large data set is silent for minutes."""
+"""Seconds without an event after which a trainer counts as hung. Encoding a large data set is silent for minutes."""
 
 
 class TrainerProcess:
-    """A trainer that is started on entering and never outlives the block.
+    """Run a trainer as a context manager: started on entry, ended on exit.
 
-    Out of memory, a segfault or a hang ends this process, not the night.
+    Out of memory, a segfault or a hang ends the trainer's process, not the campaign.
     """
 
     def __init__(
@@ -47,8 +47,15 @@ class TrainerProcess:
         warm: WarmTrainer | None = None,
         hung_after: float = HUNG_AFTER,
     ) -> None:
-        """Args: folder: the trial's, with events.jsonl and trainer.log; warm: saves loading libraries and model;
-        hung_after: seconds of silence after which a trainer is ended.
+        """Set up without starting.
+
+        Args:
+            config: the trial's configuration file.
+            folder: the trial's folder, which gets events.jsonl and trainer.log.
+            device: torch's name of the device.
+            threads: CPU threads.
+            warm: forks trainers from a loaded process, which saves loading libraries and model; None starts cold.
+            hung_after: seconds without an event after which the trainer is ended.
         """
         self._trial, self._device, self._threads = config, device, threads
         self._events, self._log = folder / "events.jsonl", folder / "trainer.log"
@@ -56,8 +63,8 @@ class TrainerProcess:
         self._warm, self._hung_after = warm, hung_after
         self._process: subprocess.Popen[bytes] | Fork | None = None
         self._earlier = 0
-        self._told_to_stop = False
-        self._died_after = -1
+        self._stop_requested = False
+        self._epochs_at_death = -1
 
     def __enter__(self) -> TrainerProcess:
         self._begin()
@@ -68,16 +75,17 @@ class TrainerProcess:
 
     @property
     def pid(self) -> int:
-        """Process id of the started trainer."""
+        """Return the process id of the running or last trainer."""
         assert self._process is not None, "enter the block first"
         return self._process.pid
 
     def follow(self) -> Iterator[Event]:
-        """Events until the trainer has ended, first the epochs of earlier attempts, each epoch once.
+        """Yield events until the trainer has ended: first the epochs of earlier attempts, each epoch once.
 
-        A trainer that dies without a word is reported as a failure, with the last line of its log. One that was
-        forked from a warm process and dies with that, or before its first word, is started again by itself; so is
-        one that a signal ended, which may have been meant for the whole machine, once for each epoch it gets further.
+        A trainer that dies without a final event yields a failure with the last line of its log. Two kinds of death
+        lead to a restart instead. A warm trainer that dies with its server, or before its first event, is started
+        again cold. A trainer ended by a signal, which may have hit the whole machine, is started again as long as it
+        completes at least one more epoch each time.
         """
         seen: set[int] = set()
         last: tuple[int, Event] | None = None
@@ -100,44 +108,44 @@ class TrainerProcess:
                 self.stop()
                 yield self._hang()
                 return
-            if not alive and not self._alive():  # it may have been resumed meanwhile
+            if not alive and not self._alive():  # another thread may have resumed it meanwhile
                 final = last[1] if last is not None and last[0] > self._earlier else None
-                if self._may_try_cold(final):
+                if self._may_start_cold(final):
                     self._begin()
-                elif self._may_go_on(final, len(seen)):
+                elif self._may_restart(final, len(seen)):
                     sentence = f"{self._death().sentence}; it goes on from its last state"
                     self._begin()
                     write_event(self._events, WarningEvent(sentence=sentence))
                 else:
                     break
-            time.sleep(_POLL)
+            time.sleep(_POLL_SECONDS)
         if not isinstance(final, FailedEvent | FinishedEvent | StoppedEvent):
             yield self._death()
 
     def stop(self) -> None:
-        """Let the trainer save its state and end; kill it if it does not within half a minute."""
-        self._told_to_stop = True
+        """Ask the trainer to save its state and end; kill it after 30 seconds."""
+        self._stop_requested = True
         process = self._process
         if process is None or process.poll() is not None:
             return
         process.terminate()
         try:
-            process.wait(_GRACE)
+            process.wait(_STOP_GRACE)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def resume(self) -> None:
-        """Go on after `stop`, from the saved state; nothing happens where training was done already."""
-        told = [event for event, _ in read_events(self._events, self._earlier)]
-        if any(isinstance(event, FinishedEvent | FailedEvent) for event in told):
+        """Restart after `stop` from the saved state; do nothing if training has finished or failed."""
+        own_events = [event for event, _ in read_events(self._events, self._earlier)]
+        if any(isinstance(event, FinishedEvent | FailedEvent) for event in own_events):
             return
         self._begin()
 
     def _begin(self) -> None:
         self._earlier = max((offset for _, offset in read_events(self._events)), default=0)
-        self._told_to_stop = False
+        self._stop_requested = False
         self._start()
 
     def _start(self) -> None:
@@ -150,28 +158,30 @@ class TrainerProcess:
     def _cold(self) -> subprocess.Popen[bytes]:
         words = [str(self._trial), "--device", self._device, "--threads", str(self._threads)]
         with self._log.open("ab") as log:
-            # Its own session: Ctrl-C reaches the campaign, which then tells the trainer to stop.
+            # A session of its own: Ctrl-C must reach only the campaign, which then stops the trainer.
             return subprocess.Popen(
                 module_command("tasks.training", *words), env=self._environment, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
-    def _may_try_cold(self, final: Event | None) -> bool:
-        """Whether the end of a warm trainer says nothing about the trial; from then on it is a cold one's."""
-        if self._told_to_stop or not isinstance(self._process, Fork) or isinstance(final, FailedEvent | FinishedEvent):
+    def _may_start_cold(self, final: Event | None) -> bool:
+        """Return whether a warm trainer's end is no fault of the trial; if so, all further starts are cold."""
+        if self._stop_requested or not isinstance(self._process, Fork):
+            return False
+        if isinstance(final, FailedEvent | FinishedEvent):
             return False
         if final is None or isinstance(final, StoppedEvent) or self._process.orphaned:
             self._warm = None
             return True
         return False
 
-    def _may_go_on(self, final: Event | None, epochs: int) -> bool:
-        """Whether a trainer that was ended from outside is started again."""
+    def _may_restart(self, final: Event | None, epochs: int) -> bool:
+        """Return whether a trainer that a signal ended may be restarted: only if it got further than last time."""
         code = self._process.returncode if self._process is not None else None
         from_outside = isinstance(final, StoppedEvent) or (code is not None and code < 0)
-        if self._told_to_stop or isinstance(final, FailedEvent | FinishedEvent) or not from_outside:
+        if self._stop_requested or isinstance(final, FailedEvent | FinishedEvent) or not from_outside:
             return False
-        again, self._died_after = epochs == self._died_after, epochs
+        again, self._epochs_at_death = epochs == self._epochs_at_death, epochs
         return not again
 
     def _alive(self) -> bool:

@@ -1,4 +1,4 @@
-"""Noise, targets and loss weights of diffusion training, as sd-scripts has them."""
+"""Compute noise, targets and loss weights of diffusion training as sd-scripts does."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from tasks.training.config import TrainingConfig
 
-_SNR_CAP = 1000.0
+_MAX_SNR = 1000.0  # as in sd-scripts: the SNR of timestep 0 is very large, or infinite
 
 
 @dataclass(frozen=True)
 class Noisy:
-    """A noised batch: input, target and noise level of each sample."""
+    """Hold a noised batch: input, target and noise level of each sample."""
 
     latents: Tensor  # (B, C, h, w)
     target: Tensor  # (B, C, h, w)
@@ -26,7 +26,7 @@ class Noisy:
 
 @dataclass(frozen=True)
 class DiffusionRules:
-    """Kohya's parameters of noise and loss, by their names; None and 0 are off."""
+    """Hold kohya's noise and loss parameters under their names; None and 0 mean off."""
 
     noise_offset: float | None = None
     noise_offset_random_strength: bool = False
@@ -50,25 +50,25 @@ class DiffusionRules:
 
     @classmethod
     def of(cls, config: TrainingConfig) -> DiffusionRules:
-        """The rules of a configuration."""
+        """Read the rules from a configuration."""
         return cls(**{field.name: config.parameters[field.name] for field in fields(cls)})  # type: ignore[arg-type]
 
 
 class Diffusion:
-    """The forward process of a base model, read from its scheduler's configuration, and the loss on it."""
+    """Add noise by the schedule of a base model, and compute the loss of a prediction."""
 
     def __init__(self, scheduler: DDPMScheduler, rules: DiffusionRules, device: torch.device) -> None:
         self._rules = rules
         self._velocity = rules.v_parameterization or scheduler.config.prediction_type == "v_prediction"
         alphas = scheduler.alphas_cumprod
-        # The weights keep the schedule as it was: sd-scripts computes them before it moves the last level.
-        self._snr = (alphas / (1 - alphas)).to(device)  # (T,), on the device: no copy at every step
+        # Loss weights use the original schedule: sd-scripts computes them before it applies zero_terminal_snr.
+        self._snr = (alphas / (1 - alphas)).to(device)  # (T,), on the device to avoid a copy at every step
         if rules.zero_terminal_snr:
             alphas = _zero_terminal(alphas)
         self._signal, self._sigma = alphas.sqrt().to(device), (1 - alphas).sqrt().to(device)
 
     def noise(self, latents: Tensor, generator: torch.Generator) -> Noisy:
-        """Add noise of random strength.
+        """Add noise at a random level to each sample.
 
         Args:
             latents: (B, C, h, w), scaled.
@@ -89,10 +89,13 @@ class Diffusion:
         return self.noised(latents, noise.to(device), timesteps, seen)
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor, seen: Tensor | None = None) -> Noisy:
-        """Latents with given noise at given levels (B,).
+        """Add given noise at given levels.
 
         Args:
-            seen: noise of the input where it is another one than the target's.
+            latents: (B, C, h, w), scaled.
+            noise: (B, C, h, w) noise of the target.
+            timesteps: (B,) noise levels.
+            seen: noise of the input, if it differs from the target's (ip_noise_gamma).
         """
         signal, sigma = (table[timesteps][:, None, None, None] for table in (self._signal, self._sigma))
         target = signal * noise - sigma * latents if self._velocity else noise
@@ -101,11 +104,13 @@ class Diffusion:
     def loss(
         self, predicted: Tensor, noisy: Noisy, weights: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """The weighted mean error.
+        """Return the weighted mean error, a scalar.
 
         Args:
-            weights: (B,) of each sample: prior_loss_weight for regularisation pictures.
-            mask: (B, 1, h, w) in [0, 1], what of each picture counts.
+            predicted: (B, C, h, w) output of the UNet.
+            noisy: the batch it was computed from.
+            weights: (B,) weight of each sample, such as prior_loss_weight.
+            mask: (B, 1, h, w) in [0, 1], weight of each place.
         """
         each = self._error(predicted.float(), noisy.target.float(), noisy.timesteps)
         if mask is not None:
@@ -135,8 +140,8 @@ class Diffusion:
         return (1 - r.huber_c) / (1 + sigma) ** 2 + r.huber_c
 
     def _weighted(self, each: Tensor, snr: Tensor) -> Tensor:
-        """Weights by noise level in kohya's order; min-SNR after Hang et al. 2023, arXiv 2303.09556."""
-        r, capped = self._rules, snr.clamp(max=_SNR_CAP)
+        """Weight errors by noise level, in kohya's order; min-SNR after Hang et al. 2023, arXiv 2303.09556."""
+        r, capped = self._rules, snr.clamp(max=_MAX_SNR)
         if r.min_snr_gamma:
             each = each * snr.clamp(max=r.min_snr_gamma) / (snr + 1 if self._velocity else snr)
         if r.scale_v_pred_loss_like_noise_pred:
@@ -163,7 +168,7 @@ def _uniform(generator: torch.Generator) -> float:
 
 
 def _pyramid(noise: Tensor, iterations: int, discount: float, generator: torch.Generator) -> Tensor:
-    """Noise with coarser noise on top, brought back to a spread of 1 over the batch."""
+    """Add coarser noise to noise, and rescale to a standard deviation of 1 over the batch."""
     batch, channels, height, width = noise.shape
     for i in range(iterations):
         shrink = (2 + 2 * _uniform(generator)) ** i
@@ -176,7 +181,7 @@ def _pyramid(noise: Tensor, iterations: int, discount: float, generator: torch.G
 
 
 def _zero_terminal(alphas: Tensor) -> Tensor:
-    """Cumulative alphas moved so that the last is 0 (Lin et al. 2023, arXiv 2305.08891, algorithm 1)."""
+    """Return cumulative alphas shifted so that the last is 0 (Lin et al. 2023, arXiv 2305.08891, algorithm 1)."""
     roots = alphas.sqrt()
     first, last = roots[0].clone(), roots[-1].clone()
     moved: Tensor = ((roots - last) * first / (first - last)) ** 2

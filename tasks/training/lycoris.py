@@ -1,4 +1,4 @@
-"""LoHa and LoKr, with names and beginnings as in LyCORIS, and any kind of adapter from a file's tensors.
+"""Implement LoHa and LoKr with the names and initial values of LyCORIS, and build adapters from a file's tensors.
 
 Formulas: LoHa after Hyeon-Woo et al. 2022 (FedPara, arXiv 2108.06098), LoKr after Edalati et al. 2022 (KronA,
 arXiv 2212.10650), both as LyCORIS has them (Yeh et al. 2024, arXiv 2309.14859).
@@ -17,7 +17,10 @@ from tasks.training.network import Adapter, Dropouts, Layer, LoRA, Size
 
 
 class LoHa(Adapter):
-    """(w1_a w1_b) * (w2_a w2_b), element by element: a rank up to the square of each product's."""
+    """Change a weight by (w1_a w1_b) * (w2_a w2_b), element by element.
+
+    The rank of the change is up to the square of each product's rank.
+    """
 
     axes: ClassVar = {
         "hada_w1_a": (1, True), "hada_w1_b": (0, False), "hada_w2_a": (1, True), "hada_w2_b": (0, False),
@@ -29,11 +32,11 @@ class LoHa(Adapter):
 
     @property
     def rank(self) -> int:
-        """Width of each product's bottleneck."""
+        """Return the rank of each of the two products."""
         return len(self.hada_w1_b)
 
     def delta(self) -> Tensor:
-        """Change of the weight."""
+        """Return the change of the weight, in its shape."""
         product = (self.hada_w1_a @ self.hada_w1_b) * (self.hada_w2_a @ self.hada_w2_b)
         return product.view(self._base[0].weight.shape) * self.scale
 
@@ -42,7 +45,10 @@ class LoHa(Adapter):
 
 
 class LoKr(Adapter):
-    """w1 (x) w2, Kronecker's product; w2, and w1 too by choice, is itself a product of two where that is smaller."""
+    """Change a weight by the Kronecker product of w1 and w2.
+
+    w2 is itself a product of two factors where that has fewer parameters; so is w1 with `decompose_both`.
+    """
 
     axes: ClassVar = {
         "lokr_w1_a": (1, True), "lokr_w1_b": (0, False), "lokr_w2_a": (1, False), "lokr_w2_b": (0, True),
@@ -50,7 +56,7 @@ class LoKr(Adapter):
 
     @property
     def rank(self) -> int:
-        """Width of the bottleneck; that of the alpha, and so a scale of 1, where both factors are whole."""
+        """Return the rank of the factors; alpha where both factors are whole matrices, so that the scale is 1."""
         for name in ("lokr_w2_b", "lokr_w1_b"):
             if name in self._parts:
                 return len(getattr(self, name))
@@ -58,11 +64,11 @@ class LoKr(Adapter):
 
     @property
     def scale(self) -> float:
-        """Factor on the change."""
+        """Return the factor on the change: alpha / rank, or 1 where both factors are whole matrices."""
         return self.alpha / self.rank if "lokr_w2_b" in self._parts or "lokr_w1_b" in self._parts else 1.0
 
     def delta(self) -> Tensor:
-        """Change of the weight."""
+        """Return the change of the weight, in its shape."""
         shape = self._base[0].weight.shape
         w1, w2 = self._factor("lokr_w1"), self._factor("lokr_w2")
         w2 = w2.view(len(w2), -1, *shape[2:])
@@ -83,7 +89,8 @@ class LoKr(Adapter):
 
 
 def loha_factors(layer: Layer, rank: int) -> dict[str, Tensor]:
-    """New factors whose product is 0, by their names in a LoRA file."""
+    """Return new factors whose product is 0, by their names in a LoRA file."""
+    # Standard deviations as in LyCORIS; the zero in w2_a makes the change 0.
     out, inputs = layer.weight.shape[0], math.prod(layer.weight.shape[1:])
     return {
         "hada_w1_a": nn.init.normal_(torch.empty(out, rank), std=0.1),
@@ -94,12 +101,14 @@ def loha_factors(layer: Layer, rank: int) -> dict[str, Tensor]:
 
 
 def lokr_factors(layer: Layer, rank: int, factor: int, decompose_both: bool, full_matrix: bool) -> dict[str, Tensor]:
-    """New factors whose product is 0, by their names in a LoRA file.
+    """Return new factors whose product is 0, by their names in a LoRA file.
 
     Args:
-        factor: largest side of w1; -1 makes both factors about as large.
-        decompose_both: w1 too is a product of two where that is smaller.
-        full_matrix: neither is.
+        layer: the layer to adapt.
+        rank: rank of the factors that are decomposed.
+        factor: largest side of w1; -1 gives both factors about the same size.
+        decompose_both: also decompose w1 where that has fewer parameters.
+        full_matrix: decompose neither.
     """
     outs, ins = split(layer.weight.shape[0], factor), split(layer.weight.shape[1], factor)
     window = math.prod(layer.weight.shape[2:])
@@ -116,9 +125,10 @@ def lokr_factors(layer: Layer, rank: int, factor: int, decompose_both: bool, ful
 
 
 def split(size: int, factor: int) -> tuple[int, int]:
-    """A size as a product m * n, m at most n: of the divisors up to `factor` (-1: any) the one nearest the root.
+    """Split a size into m * n with m <= n.
 
-    A factor that divides the size is one of the two, whichever that makes it.
+    If `factor` divides the size, it is one of the two. Otherwise m is the largest divisor up to `factor` (-1: any)
+    that does not exceed the square root.
     """
     if factor > 0 and size % factor == 0:
         return min(factor, size // factor), max(factor, size // factor)
@@ -128,7 +138,7 @@ def split(size: int, factor: int) -> tuple[int, int]:
 
 
 def lengths(layer: Layer, wd_on_output: bool) -> Tensor:
-    """A DoRA's beginning: lengths of the weight's own rows (out, 1, ...), or columns (1, in, 1, ...)."""
+    """Return a DoRA's initial magnitudes: lengths of the weight's rows (out, 1, ...) or columns (1, in, 1, ...)."""
     weight = layer.weight.detach().float()
     dims = tuple(d for d in range(weight.dim()) if d != (0 if wd_on_output else 1))
     norm: Tensor = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
@@ -136,13 +146,15 @@ def lengths(layer: Layer, wd_on_output: bool) -> Tensor:
 
 
 def from_file(layer: Layer, tensors: Mapping[str, Tensor], dropouts: Dropouts = Dropouts()) -> Adapter:  # noqa: B008
-    """The adapter whose tensors a file holds, in float32.
+    """Build the adapter whose tensors a file holds, in float32.
 
     Args:
-        tensors: all that the file has of the layer, by their names behind the layer's.
+        layer: the layer to adapt.
+        tensors: all tensors that the file has for this layer, by the part of their names after the layer's name.
+        dropouts: used while training.
 
     Raises:
-        ValueError: they are of no known kind, or do not suit the layer.
+        ValueError: the tensors are of no known kind, or do not fit the layer.
     """
     device = layer.weight.device
     parts = {name: tensor.to(device, torch.float32) for name, tensor in tensors.items() if name != "alpha"}
@@ -155,6 +167,7 @@ def from_file(layer: Layer, tensors: Mapping[str, Tensor], dropouts: Dropouts = 
         parts = _as_for(layer, parts)
     try:
         adapter = kind(layer, parts, alpha, dropouts)
+        # Compute the weight once: tensors of a wrong shape must fail here, not in the first step.
         with torch.no_grad():
             adapter.merged()
     except (RuntimeError, AttributeError) as error:
@@ -162,17 +175,21 @@ def from_file(layer: Layer, tensors: Mapping[str, Tensor], dropouts: Dropouts = 
     return adapter
 
 
+# Factors that can be read; others, such as LyCORIS' tucker cores, would change the result if ignored.
 _READ = {
     "lora_down.weight", "lora_up.weight", *LoHa.axes, *LoKr.axes, "lokr_w1", "lokr_w2", "dora_scale",
 }  # fmt: skip
 
 
 def make_adapter(algo: str, layer: Layer, size: Size, dropouts: Dropouts, **options: bool | int) -> Adapter:
-    """A new adapter that changes nothing yet.
+    """Build a new adapter whose change is 0.
 
     Args:
-        algo: LyCORIS' name of the kind.
-        options: factor, decompose_both and full_matrix of LoKr; dora_wd and wd_on_output of all kinds.
+        algo: LyCORIS' name of the kind: loha, lokr, or any other name for LoRA.
+        layer: the layer to adapt.
+        size: rank and alpha.
+        dropouts: used while training.
+        options: factor, decompose_both and full_matrix for LoKr; dora_wd and wd_on_output for all kinds.
     """
     kind: type[Adapter] = {"loha": LoHa, "lokr": LoKr}.get(algo, LoRA)
     if kind is LoKr:
@@ -187,7 +204,7 @@ def make_adapter(algo: str, layer: Layer, size: Size, dropouts: Dropouts, **opti
 
 
 def _as_for(layer: Layer, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A LoRA's factors with as many dimensions as the layer: files of 1x1 convolutions come with two or four."""
+    """Give a LoRA's factors as many dimensions as the layer: files store 1x1 convolutions with two or four."""
     down, up, many = parts["lora_down.weight"], parts["lora_up.weight"], layer.weight.dim()
     if down.dim() == many:
         return parts
@@ -200,4 +217,5 @@ def _as_for(layer: Layer, parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _kaiming(*shape: int) -> Tensor:
+    # a = sqrt(5) is the initialisation of nn.Linear, which kohya and LyCORIS use too.
     return nn.init.kaiming_uniform_(torch.empty(*shape), a=math.sqrt(5))

@@ -1,4 +1,4 @@
-"""LoRA files of any kind on a model: found by name, merged into the weights or held beside them."""
+"""Read LoRA files of any kind, match their layers with a model, and merge them into its weights."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ from tasks.training.network import Adapter, Layer
 
 
 def read_lora(path: Path, parameter: str) -> dict[str, Tensor]:
-    """The tensors of a LoRA file.
+    """Return the tensors of a LoRA file.
+
+    Args:
+        path: the file.
+        parameter: the parameter that names the file, for the message.
 
     Raises:
-        ConfigError: it is a pickle or cannot be read; the sentence names the parameter that named it.
+        ConfigError: the file is a pickle or cannot be read.
     """
     refuse_pickle(path, f"{parameter}:")
     try:
@@ -34,19 +38,22 @@ def read_lora(path: Path, parameter: str) -> dict[str, Tensor]:
 
 
 def by_layer(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """A LoRA file's tensors by the layers' names, then by their own."""
+    """Group a LoRA file's tensors by layer, then by the rest of their names."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
-        name, _, part = key.partition(".")
+        name, _, part = key.partition(".")  # layer names use underscores, so the first dot ends the name
         found.setdefault(name, {})[part] = tensor
     return found
 
 
 def named_layers(unet: UNet2DConditionModel, encoders: Iterable[tuple[str, nn.Module]]) -> dict[str, Layer]:
-    """Every Linear and Conv2d by its name in a LoRA file; an SDXL UNet's by kohya's name and by diffusers'.
+    """Return every Linear and Conv2d by its name in a LoRA file.
+
+    The layers of an SDXL UNet appear twice, under kohya's and under diffusers' names.
 
     Args:
-        encoders: text encoders with the beginnings of their layers' names.
+        unet: the UNet.
+        encoders: prefixes of layer names, with the text encoders.
     """
     blocks, found = Blocks(unet), dict[str, Layer]()
     for path, layer in unet.named_modules():
@@ -61,13 +68,14 @@ def named_layers(unet: UNet2DConditionModel, encoders: Iterable[tuple[str, nn.Mo
 
 
 def adapters(state: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> list[Adapter]:
-    """The adapters that a LoRA file holds, not yet attached.
+    """Build the adapters that a LoRA file holds, not yet attached.
 
     Args:
-        layers: the model's, as of `named_layers`.
+        state: tensors of the file.
+        layers: layers of the model, as `named_layers` returns them.
 
     Raises:
-        ValueError: a layer that the model does not have, or that is of another size or of no known kind.
+        ValueError: the model lacks a layer, or a layer has another size or an unknown kind of adapter.
     """
     found = []
     for name, tensors in by_layer(state).items():
@@ -82,10 +90,10 @@ def adapters(state: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> list[A
 
 @torch.no_grad()
 def merge_base_weights(config: TrainingConfig, model: BaseModel) -> None:
-    """Kohya's base_weights: add LoRA files to the base model's own weights, each by its multiplier.
+    """Merge kohya's base_weights, LoRA files with multipliers, into the base model's weights.
 
     Raises:
-        ConfigError: a file cannot be read or is none for this model, or there are more multipliers than files.
+        ConfigError: a file cannot be read or does not fit the model, or there are more multipliers than files.
     """
     files = base_weights(config)
     if not files:
@@ -102,10 +110,10 @@ def merge_base_weights(config: TrainingConfig, model: BaseModel) -> None:
 
 
 def base_weights(config: TrainingConfig) -> list[tuple[Path, float]]:
-    """Kohya's base_weights with their multipliers, 1 where there are fewer of these.
+    """Return the files of kohya's base_weights with their multipliers; missing multipliers are 1.
 
     Raises:
-        ConfigError: more multipliers than files, or one that is no number.
+        ConfigError: there are more multipliers than files, or one is not a number.
     """
     paths, shares = config.texts("base_weights"), config.numbers("base_weights_multiplier")
     if len(shares) > len(paths):

@@ -1,4 +1,4 @@
-"""What a LoRA file tells about its training: kohya's ss_ entries and those of Stability's model specification."""
+"""Build the metadata of a LoRA file: kohya's ss_ entries and those of Stability's model specification."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _SAME_NAME = (
     "min_bucket_reso", "max_bucket_reso", "resize_interpolation", "validation_split", "validation_seed", "color_aug",
     "random_crop",
 )  # fmt: skip
-"""Parameters whose entry is ss_ and their name."""
+"""Parameters whose entry is named ss_ plus their name."""
 
-_NEVER = ("face_crop_aug_range", "max_validation_steps", "validate_every_n_steps", "vae_name", "vae_hash",
+_UNSUPPORTED = ("face_crop_aug_range", "max_validation_steps", "validate_every_n_steps", "vae_name", "vae_hash",
           "new_vae_hash")  # fmt: skip
-"""Kohya's entries of what this trainer does not have."""
+"""Kohya's entries for features that this trainer does not have; their value is None."""
 
 _ABOUT = ("author", "description", "license", "tags", "usage_hint", "trigger_phrase")
 
@@ -48,12 +48,14 @@ _NETWORK_ARGS = (
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is.
+    """Hold the progress of a training.
 
     Attributes:
+        epoch, step: epochs and optimizer steps done.
+        steps_per_epoch: optimizer steps in an epoch.
         started_at: seconds since 1970.
-        rank: what network_dim has grown to.
-        optimizer: its class, with the module.
+        rank: network_dim after all growth.
+        optimizer: class of the optimizer, with its module.
     """
 
     epoch: int
@@ -65,7 +67,7 @@ class Progress:
 
 
 def kohya_metadata(config: TrainingConfig, done: Progress, data: TrainingData, model: BaseModel) -> dict[str, str]:
-    """All entries of an epoch's file; every value is text, None and booleans too, as kohya's tools write them."""
+    """Return all entries of an epoch's file; like kohya's tools, it writes None and booleans as text."""
     sdxl = len(model.text_encoders) == 2
     entries = {
         **{name: config.parameters[name] for name in _SAME_NAME},
@@ -75,7 +77,7 @@ def kohya_metadata(config: TrainingConfig, done: Progress, data: TrainingData, m
         "optimizer": _optimizer(config, done),
         "max_token_length": None if config.integer("max_token_length") == 75 else config.parameters["max_token_length"],
         "validate_every_n_epochs": config.parameters["save_every_n_epochs"] if data.validation else None,
-        **dict.fromkeys(_NEVER),
+        **dict.fromkeys(_UNSUPPORTED),
         **_base(Path(config.pretrained_model_name_or_path), config.cache_dir),
         **_network(config, done),
         "base_model_version": "sdxl_base_v1-0" if sdxl else "sd_v1",
@@ -91,7 +93,7 @@ def kohya_metadata(config: TrainingConfig, done: Progress, data: TrainingData, m
 
 def _run(config: TrainingConfig, done: Progress, data: TrainingData) -> dict[str, Any]:
     epochs = config.integer("max_train_epochs")
-    # The same for all epochs of a run, resumed or not.
+    # Derived, not drawn: all epochs of a run must share it, even after a resume.
     session = hashlib.sha256(f"{config.output_dir.resolve()}/{config.output_name}/{done.started_at}".encode())
     return {
         "session_id": int(session.hexdigest()[:8], 16),
@@ -138,8 +140,8 @@ def _optimizer(config: TrainingConfig, done: Progress) -> str:
 
 
 def _base(path: Path, cache_dir: Path | None) -> dict[str, Any]:
-    """Name and hashes of the base model's file: the old one of 64 KB behind the first megabyte, and SHA-256."""
-    old, new = ("IsADirectory", "IsADirectory") if path.is_dir() else ("NOFILE", "NOFILE")  # kohya's words
+    """Return name and hashes of the base model: the old hash of 64 KB after the first megabyte, and SHA-256."""
+    old, new = ("IsADirectory", "IsADirectory") if path.is_dir() else ("NOFILE", "NOFILE")  # as kohya writes it
     if path.is_file():
         with path.open("rb") as file:
             file.seek(0x100000)
@@ -150,7 +152,7 @@ def _base(path: Path, cache_dir: Path | None) -> dict[str, Any]:
 
 @cache
 def _whole_hash(path: Path, cache_dir: Path | None, size: int, changed: int) -> str:
-    """SHA-256 of a file, kept beside the other caches: it costs a pass over gigabytes."""
+    """Return the SHA-256 of a file; cached on disk, because it reads gigabytes."""
     key = hashlib.sha256(f"{path.resolve()}/{size}/{changed}".encode()).hexdigest()
     kept = cache_dir / f"{key[:32]}.sha256" if cache_dir else None
     if kept is not None and kept.exists():
@@ -164,7 +166,7 @@ def _whole_hash(path: Path, cache_dir: Path | None, size: int, changed: int) -> 
 
 
 def _datasets(config: TrainingConfig, data: TrainingData) -> list[dict[str, Any]]:
-    """Kohya's account of a dataset_config: each dataset with its subsets."""
+    """Return kohya's description of a dataset_config: each dataset with its subsets."""
     found = []
     for number in sorted({subset.dataset for subset in config.subsets}):
         members = [(i, subset) for i, subset in enumerate(config.subsets) if subset.dataset == number]
@@ -188,21 +190,21 @@ def _datasets(config: TrainingConfig, data: TrainingData) -> list[dict[str, Any]
 def _subset(subset: Subset, images: int) -> dict[str, Any]:
     return {
         "img_count": images,
-        **{name: subset.parameters[name] for name in _OF_SUBSET},
+        **{name: subset.parameters[name] for name in _SUBSET_ENTRIES},
         "image_dir": subset.image_dir.name,
         "class_tokens": subset.class_tokens,
         "is_reg": subset.is_reg,
     }
 
 
-_OF_SUBSET = (
+_SUBSET_ENTRIES = (
     "num_repeats", "color_aug", "flip_aug", "random_crop", "shuffle_caption", "keep_tokens", "keep_tokens_separator",
     "secondary_separator", "enable_wildcard", "caption_prefix", "caption_suffix", "resize_interpolation",
 )  # fmt: skip
 
 
 def _tags(samples: Iterable[Sample]) -> dict[str, Counter[str]]:
-    """How often each tag stands in the captions of each folder."""
+    """Count the tags in the captions of each folder."""
     tags: dict[str, Counter[str]] = {}
     for sample in samples:
         words = (tag.strip().lower() for tag in sample.caption.splitlines()[0].split(","))
@@ -211,8 +213,9 @@ def _tags(samples: Iterable[Sample]) -> dict[str, Counter[str]]:
 
 
 def _network(config: TrainingConfig, done: Progress) -> dict[str, Any]:
-    """Kind and size, after all growth, and the arguments that are set; conv_alpha says nothing without conv_dim."""
+    """Return kind, rank and alpha after all growth, and the arguments that are set."""
     p, first = config.parameters, config.integer("network_dim")
+    # conv_alpha has a default, but means nothing without conv_dim.
     off = (None, 0, "") if p["conv_dim"] else (None, 0, "", p["conv_alpha"])
     args = {name: str(p[name]) for name in _NETWORK_ARGS if p[name] not in off}
     if p["network_module"] == "lycoris.kohya":

@@ -1,4 +1,4 @@
-"""The base model's parts, from a diffusers folder, a hub id, or one .safetensors checkpoint."""
+"""Load the parts of a base model from a diffusers folder, a hub id, or one .safetensors checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TextEncoder: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A frozen Stable Diffusion 1.x or XL model; SDXL has two text encoders."""
+    """Hold the parts of a frozen Stable Diffusion 1.x or XL model; SDXL has two text encoders."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -34,32 +34,32 @@ class BaseModel:
     scheduler: DDPMScheduler
 
     def to(self, device: torch.device) -> BaseModel:
-        """The same model, moved in place."""
+        """Move all parts in place and return the same model."""
         for part in (self.unet, self.vae, *self.text_encoders):
             part.to(device)
         return self
 
     @property
     def native_size(self) -> int:
-        """Side in pixels the model was trained at."""
+        """Return the side, in pixels, that the model was trained at."""
         return int(self.unet.config.sample_size * self.shrinks_by)
 
     @property
     def shrinks_by(self) -> int:
-        """Pixels a side that one latent stands for."""
+        """Return the side, in pixels, of the area that one latent stands for: 8 for Stable Diffusion."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
     def text_prefixes(self) -> tuple[str, ...]:
-        """Beginnings of kohya's names of the text encoders' layers."""
+        """Return the prefixes of kohya's layer names, one for each text encoder."""
         return ("lora_te",) if len(self.text_encoders) == 1 else ("lora_te1", "lora_te2")
 
 
 def load_base_model(name: str, device: torch.device, dtype: torch.dtype) -> BaseModel:
-    """Load the parts, frozen, on the device.
+    """Load a model, frozen, on the device; the VAE always in float32.
 
     Raises:
-        ConfigError: no such model, a pickled one, or neither a Stable Diffusion 1.x nor an XL.
+        ConfigError: there is no such model, it is pickled, or it is neither Stable Diffusion 1.x nor XL.
     """
     refuse_pickled_model(name)
     try:
@@ -69,16 +69,16 @@ def load_base_model(name: str, device: torch.device, dtype: torch.dtype) -> Base
         raise ConfigError(f"the base model {name} cannot be loaded: {reason}") from None
     for part in (model.unet, model.vae, *model.text_encoders):
         part.requires_grad_(False)
-    # Convolutions are faster so, on GPUs and on CPUs.
+    # Convolutions are faster in this layout, on GPUs and on CPUs.
     model.unet.to(memory_format=torch.channels_last)
     return model.to(device)
 
 
 def is_sdxl_checkpoint(path: Path) -> bool:
-    """Whether a single file holds an SDXL model: it has a second text encoder, under any of its names.
+    """Return whether a single file holds an SDXL model, which has a second text encoder.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with safe_open(path, "pt") as file:
         return any(key.startswith("conditioner.embedders.1.") for key in file.keys())  # noqa: SIM118  # no dict
@@ -96,6 +96,7 @@ def _from_folder(name: str, dtype: torch.dtype) -> BaseModel:
         tokenizers.append(CLIPTokenizer.from_pretrained(name, subfolder="tokenizer_2"))
     return BaseModel(
         unet,
+        # SDXL's VAE overflows in float16, and latents are encoded only once.
         AutoencoderKL.from_pretrained(name, subfolder="vae", use_safetensors=True, dtype=torch.float32),
         tuple(encoders),
         tuple(tokenizers),

@@ -1,9 +1,8 @@
-"""LoRA as kohya's networks.lora makes it: which layers, which formula, which names.
+"""Implement LoRA with the layers, formula and names of kohya's networks.lora.
 
-y = W x + up(down(x)) * alpha / rank. Every Linear and 1x1 convolution inside a Transformer2DModel and inside
-CLIP's attention and MLP is adapted; with conv_dim also the 3x3 convolutions of residual blocks and of
-down- and upsamplers (LoCon), whose 1x1 layers and time projection then get network_dim. Other kinds of change
-are in `lycoris`.
+y = W x + up(down(x)) * alpha / rank. Every Linear and 1x1 convolution inside a Transformer2DModel and inside CLIP's
+attention and MLP is adapted. conv_dim adds the 3x3 convolutions of residual blocks and of down- and upsamplers
+(LoCon), whose 1x1 layers and time projection then get network_dim. Other kinds of adapters are in `lycoris`.
 """
 
 from __future__ import annotations
@@ -20,20 +19,21 @@ from torch.utils.checkpoint import checkpoint
 
 from schema.errors import ConfigError
 
+# Names of module classes, as in kohya's networks.lora.
 UNET_BLOCKS = {"Transformer2DModel"}
 UNET_CONV_BLOCKS = {"ResnetBlock2D", "Downsample2D", "Upsample2D"}
 TEXT_BLOCKS = {"CLIPAttention", "CLIPMLP"}
 
 Layer: TypeAlias = nn.Linear | nn.Conv2d
-"""What can be adapted."""
+"""Layers that can be adapted."""
 
 Make = Callable[[str, Layer], "tuple[str, Adapter] | None"]
-"""Kohya's name and the adapter of a layer by its path; None leaves it as it is."""
+"""Function from a layer's path and the layer to kohya's name and the adapter; None leaves the layer as it is."""
 
 
 @dataclass(frozen=True)
 class Dropouts:
-    """Chances of leaving something out while training: activations, ranks of a sample, the whole layer."""
+    """Hold the probabilities of dropping, while training, activations, ranks of a sample, or the whole layer."""
 
     network_dropout: float = 0.0
     rank_dropout: float = 0.0
@@ -42,26 +42,33 @@ class Dropouts:
 
 @dataclass(frozen=True)
 class Size:
-    """Rank and alpha of one layer; alpha 0 stands for the rank."""
+    """Hold rank and alpha of one layer; alpha 0 means the rank."""
 
     rank: int
     alpha: float
 
 
 class Adapter(nn.Module):
-    """A trainable change to the weight of one Linear or Conv2d, alpha / rank times a product of factors.
+    """Change the weight of one Linear or Conv2d by alpha / rank times a product of trainable factors.
 
-    With a dora_scale it is DoRA (Liu et al. 2024, arXiv 2402.09353): the changed weight's rows, or its columns,
-    are brought to that length. Their own length counts as a constant for the gradient (section 4.3 there).
+    With a dora_scale it is DoRA (Liu et al. 2024, arXiv 2402.09353): the rows, or columns, of the changed weight are
+    scaled to that length. Their own length is a constant for the gradient (section 4.3 of the paper).
     """
 
     axes: ClassVar[dict[str, tuple[int, bool]]] = {}
-    """Where the rank runs in each factor, and whether new ranks start at 0 there: one factor of each product does."""
+    """Axis of the rank in each factor, and whether new ranks start at 0 there: one factor of each product does."""
 
     def __init__(self, layer: Layer, tensors: Mapping[str, Tensor], alpha: float, dropouts: Dropouts) -> None:
-        """Args: tensors: the factors by their names in a LoRA file; alpha: 0 stands for the rank."""
+        """Build the adapter without attaching it.
+
+        Args:
+            layer: the layer to adapt.
+            tensors: the factors by their names in a LoRA file.
+            alpha: 0 means the rank.
+            dropouts: used while training.
+        """
         super().__init__()
-        self._base = (layer,)  # in a tuple: its weights are none of this module's
+        self._base = (layer,)  # in a tuple, so that torch does not register its weights as ours
         self._parts = tuple(tensors)
         for name, tensor in tensors.items():
             setattr(self, _attribute(name), nn.Parameter(tensor))
@@ -71,35 +78,35 @@ class Adapter(nn.Module):
 
     @property
     def rank(self) -> int:
-        """Width of the bottleneck."""
+        """Return the rank of the factors."""
         raise NotImplementedError
 
     @property
     def scale(self) -> float:
-        """Factor on the change."""
+        """Return the factor on the change: alpha / rank."""
         return self.alpha / self.rank
 
     def attach(self) -> None:
-        """From now on the layer's output is the adapted one."""
+        """Replace the layer's forward by the adapted one."""
         self._base[0].forward = self._adapted  # type: ignore[method-assign,assignment]
 
     def detach(self) -> None:
-        """The layer is as it was."""
+        """Restore the layer's own forward."""
         del self._base[0].forward
 
     def tensors(self) -> dict[str, Tensor]:
-        """The trained tensors by their names in a LoRA file."""
+        """Return the trained tensors by their names in a LoRA file."""
         return {name: getattr(self, _attribute(name)) for name in self._parts}
 
     def delta(self) -> Tensor:
-        """Change of the weight, in its shape; a DoRA's before its lengths are set."""
+        """Return the change of the weight, in its shape; for DoRA, before rows or columns are scaled."""
         raise NotImplementedError
 
     def merged(self, multiplier: float = 1.0) -> Tensor:
-        """The adapted weight in float32.
+        """Return the adapted weight in float32.
 
         Args:
-            multiplier: share of the change that is taken.
+            multiplier: factor on the change.
         """
         weight = self._base[0].weight.float()
         changed = weight + self.delta().float()
@@ -109,16 +116,16 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def merge(self, multiplier: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Give the layer the adapted weight; that and the values it had, to be put back as its data."""
+        """Write the adapted weight into the layer; return the parameter and its old values, to restore them."""
         weight, values = self._base[0].weight, self._base[0].weight.data
         weight.data = self.merged(multiplier).to(values)
         return weight, values
 
     @torch.no_grad()
     def grow(self, rank: int) -> None:
-        """Add ranks without changing the function: one factor of each product is 0 there, alpha / rank stays.
+        """Add ranks without changing the output: one factor of each new product is 0, and alpha / rank is kept.
 
-        The parameters stay the same objects, so that an optimizer goes on with them. No gradient may be pending.
+        The parameters stay the same objects, so that an optimizer can go on with them. No gradient may be pending.
         """
         if rank <= self.rank:
             return
@@ -129,20 +136,20 @@ class Adapter(nn.Module):
                 old: nn.Parameter = getattr(self, _attribute(name))
                 new = fresh[name].narrow(axis, many, rank - many).to(old)
                 old.data = torch.cat([old, torch.zeros_like(new) if zero else new], axis)
-        if self.rank == rank:  # not one whose factors are whole matrices
+        if self.rank == rank:  # LoKr with whole matrices does not grow
             self.alpha = alpha
 
     @torch.no_grad()
     def limit_norm(self, largest: float) -> None:
-        """Shrink all factors alike where the change's Frobenius norm is above `largest`."""
+        """Shrink all factors alike if the Frobenius norm of the change is above `largest`."""
         factors = [tensor for name, tensor in self.tensors().items() if name != "dora_scale"]
-        norm = self._change_norm().clamp_min(largest / 2)
+        norm = self._change_norm().clamp_min(largest / 2)  # as kohya: keeps the ratio finite for a change of 0
         ratio = (largest / norm).clamp_max(1) ** (1 / len(factors))
         for factor in factors:
             factor.mul_(ratio)
 
     def _fresh(self, rank: int) -> dict[str, Tensor]:
-        """New factors that have ranks, as for a layer that is adapted anew."""
+        """Return newly initialised factors of a rank."""
         raise NotImplementedError
 
     def _change_norm(self) -> Tensor:
@@ -150,7 +157,7 @@ class Adapter(nn.Module):
         return norm
 
     def _change(self, x: Tensor) -> Tensor:
-        """What the change adds to the output. Its full matrix is made again for the gradient instead of kept."""
+        """Return what the change adds to the output; its full matrix is recomputed for the gradient, not kept."""
         if torch.is_grad_enabled():
             out: Tensor = checkpoint(self._through, x, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -174,7 +181,7 @@ class Adapter(nn.Module):
         with torch.no_grad():
             norm = self._norm(self._base[0].weight.float() + self.delta().float())
         ratio = (self._lengths / norm).to(x.dtype).flatten()
-        if len(self._lengths) == 1:  # lengths of columns: the same as a factor on the input
+        if len(self._lengths) == 1:  # scaling columns is the same as scaling the input
             x = x * _along(ratio, x)
             return self._forward(x) + self._change(x)
         bias = self._base[0].bias
@@ -188,7 +195,7 @@ class Adapter(nn.Module):
         return getattr(self, "dora_scale", None)
 
     def _norm(self, weight: Tensor) -> Tensor:
-        """Lengths of a weight's rows (out, 1, ...) or columns (1, in, 1, ...), as the dora_scale has them."""
+        """Return the lengths of a weight's rows (out, 1, ...) or columns (1, in, 1, ...), shaped like dora_scale."""
         assert self._lengths is not None
         rows = len(self._lengths) > 1
         dims = tuple(d for d in range(weight.dim()) if d != (0 if rows else 1))
@@ -197,7 +204,7 @@ class Adapter(nn.Module):
 
 
 class LoRA(Adapter):
-    """A product of two low-rank factors, of which the second is a 1x1 convolution for a Conv2d."""
+    """Change a weight by the product of two low-rank factors; for a Conv2d the second is a 1x1 convolution."""
 
     axes: ClassVar = {"lora_down.weight": (0, False), "lora_up.weight": (1, True)}
     lora_down: nn.Parameter
@@ -205,18 +212,18 @@ class LoRA(Adapter):
 
     @staticmethod
     def factors(layer: Layer, rank: int) -> dict[str, Tensor]:
-        """Random down, and up at 0, by their names in a LoRA file."""
+        """Return new factors by their names in a LoRA file: down random, up 0."""
         out, rest = layer.weight.shape[0], layer.weight.shape[1:]
         down = nn.init.kaiming_uniform_(torch.empty(rank, *rest), a=math.sqrt(5))
         return {"lora_down.weight": down, "lora_up.weight": torch.zeros(out, rank, *(1,) * (len(rest) - 1))}
 
     @property
     def rank(self) -> int:
-        """Width of the bottleneck."""
+        """Return the rank of the factors."""
         return len(self.lora_down)
 
     def delta(self) -> Tensor:
-        """Change of the weight."""
+        """Return the change of the weight, in its shape."""
         product = self.lora_up.flatten(1) @ self.lora_down.flatten(1)
         return product.view(self._base[0].weight.shape) * self.scale
 
@@ -243,13 +250,13 @@ class LoRA(Adapter):
             change = change * (kept[at] if change.dim() > 2 else kept)
             scale = scale / (1 - drop.rank_dropout)
         up = F.conv2d if isinstance(layer, nn.Conv2d) else F.linear
-        # The scale goes where there are fewest numbers.
+        # Scale the low-rank activations: they are the smallest tensor.
         added: Tensor = up(change if scale == 1 else change * scale, self.lora_up)
         return added
 
 
 class LoRANetwork(nn.Module):
-    """All adapted layers of a model, by kohya's names."""
+    """Hold all adapted layers of a model by kohya's names."""
 
     def __init__(self, layers: Mapping[str, Adapter]) -> None:
         super().__init__()
@@ -260,23 +267,23 @@ class LoRANetwork(nn.Module):
         return len(self._names)
 
     def named_layers(self) -> Iterator[tuple[str, Adapter]]:
-        """Kohya's name and layer, in the model's order."""
+        """Yield kohya's name and the adapter of each layer, in the model's order."""
         for name, layer in zip(self._names, self._layers, strict=True):
             assert isinstance(layer, Adapter)
             yield name, layer
 
     def limit_norms(self, largest: float) -> None:
-        """Kohya's scale_weight_norms."""
+        """Limit the norm of each change, as kohya's scale_weight_norms does."""
         for _, layer in self.named_layers():
             layer.limit_norm(largest)
 
     def grow(self, factor: float) -> None:
-        """Bring each layer's rank to that many times its first one, rounded up; the function stays the same."""
+        """Grow each layer to `factor` times its first rank, rounded up, without changing the output."""
         for _, layer in self.named_layers():
-            layer.grow(math.ceil(layer.first_rank * factor - 1e-9))
+            layer.grow(math.ceil(layer.first_rank * factor - 1e-9))  # a rounding error must not add a rank
 
     def kohya_state(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Tensors as a LoRA file holds them."""
+        """Return the tensors of a LoRA file, on the CPU."""
         state: dict[str, Tensor] = {}
         for name, layer in self.named_layers():
             for part, tensor in layer.tensors().items():
@@ -286,10 +293,10 @@ class LoRANetwork(nn.Module):
 
     @torch.no_grad()
     def load_kohya_state(self, state: Mapping[str, Tensor]) -> int:
-        """Take over the layers that a LoRA file has; how many those were.
+        """Copy the tensors of a LoRA file into the layers and return the number of layers found.
 
         Raises:
-            ConfigError: a layer has another rank or is of another kind.
+            ConfigError: a layer has another rank or kind in the file.
         """
         found = 0
         for name, layer in self.named_layers():
@@ -309,11 +316,12 @@ class LoRANetwork(nn.Module):
 
 
 def adapt(model: nn.Module, classes: set[str], make: Make) -> LoRANetwork:
-    """Adapt a model in place.
+    """Adapt a model in place and return the network of its adapters.
 
     Args:
-        classes: names of the classes in which layers are adapted.
-        make: which layers, under which names and how.
+        model: the model.
+        classes: names of the module classes whose layers are adapted.
+        make: chooses name and adapter of each layer.
     """
     layers = {}
     for path, layer in adaptable(model, classes):
@@ -325,7 +333,7 @@ def adapt(model: nn.Module, classes: set[str], make: Make) -> LoRANetwork:
 
 
 def adaptable(model: nn.Module, classes: set[str]) -> Iterator[tuple[str, Layer]]:
-    """Linear and Conv2d layers inside modules of the given classes, with their paths."""
+    """Yield path and layer of each Linear and Conv2d inside modules of the given classes."""
     for block_name, block in list(model.named_modules()):
         if type(block).__name__ not in classes:
             continue
@@ -339,5 +347,5 @@ def _attribute(name: str) -> str:
 
 
 def _along(values: Tensor, x: Tensor) -> Tensor:
-    """Values for each channel, in a shape that multiplies with (B, channels, h, w) or (..., channels)."""
+    """Reshape values per channel to multiply with (B, channels, h, w) or (..., channels)."""
     return values[:, None, None] if x.dim() == 4 else values

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules under kohya's names."""
+"""Build optimizers and learning-rate schedules by kohya's names."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _PACKAGES = {
     "RAdamScheduleFree": ("schedulefree", "schedulefree"),
     "SGDScheduleFree": ("schedulefree", "schedulefree"),
 }
-"""Package and module of the optimizers that PyTorch does not bring."""
+"""Package and module of the optimizers that PyTorch does not include."""
 
 
 def make_optimizer(config: TrainingConfig, groups: Iterable[ParameterGroup]) -> Optimizer:
-    """The optimizer over groups, each at its own learning rate.
+    """Build the optimizer, with a learning rate for each group.
 
     Raises:
-        ConfigError: the optimizer needs a package that is not installed, or does not know an argument.
+        ConfigError: the optimizer's package is not installed, or it refuses an argument.
     """
     name = config.text("optimizer_type")
     rows = [{"params": group.weights, "lr": group.learning_rate} for group in groups]
@@ -57,9 +57,11 @@ def _make(name: str, groups: list[dict[str, Any]], arguments: dict[str, Any]) ->
     if name == "Adafactor":
         from transformers.optimization import Adafactor
 
+        # With its own defaults Adafactor ignores the learning rate and chooses one itself.
         adafactor: Optimizer = Adafactor(groups, **{"relative_step": False, "scale_parameter": False, **arguments})
         return adafactor
     package, module = _PACKAGES[name]
+    # find_spec, not an import: importing may fail for other reasons, which must not read as "not installed".
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         raise ConfigError(f"optimizer_type {name} needs the package {package}: install it, or choose AdamW")
     optimizer: Optimizer = getattr(importlib.import_module(module), name)(groups, **arguments)
@@ -67,10 +69,10 @@ def _make(name: str, groups: list[dict[str, Any]], arguments: dict[str, Any]) ->
 
 
 def _arguments(config: TrainingConfig) -> dict[str, Any]:
-    """Optimizer_args as kohya reads them: name=value with Python's literals.
+    """Parse optimizer_args as kohya does: name=value with Python literals.
 
     Raises:
-        ConfigError: no name=value, or a value that is no literal.
+        ConfigError: a part is not name=value, or its value is not a literal.
     """
     found = {}
     for part in str(config.parameters["optimizer_args"] or "").split():
@@ -87,10 +89,10 @@ def _arguments(config: TrainingConfig) -> dict[str, Any]:
 
 
 def make_schedule(config: TrainingConfig, optimizer: Optimizer, total_steps: int) -> LRScheduler:
-    """The learning-rate schedule; a number of steps below 1 is a share of all steps, as kohya's.
+    """Build the learning-rate schedule; as in kohya's trainer, a number of steps below 1 is a share of all steps.
 
     Raises:
-        ConfigError: a constant schedule with a warm-up.
+        ConfigError: the schedule is constant but has a warm-up.
     """
     name, warmup = config.text("lr_scheduler"), _steps(config.number("lr_warmup_steps"), total_steps)
     if name == "constant" and warmup:

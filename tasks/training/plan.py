@@ -1,4 +1,4 @@
-"""Which layers a configuration adapts, at which rank, alpha and learning rate."""
+"""Decide which layers a configuration adapts, and at which rank, alpha and learning rate."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _LYCORIS = "lycoris.kohya"
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Weights that share a learning rate."""
+    """Hold weights that share a learning rate."""
 
     weights: list[nn.Parameter]
     learning_rate: float
 
 
 class NetworkPlan:
-    """The LoRA that a configuration asks for, on one base model."""
+    """Build the LoRA that a configuration describes on one base model."""
 
     def __init__(self, config: TrainingConfig, model: BaseModel) -> None:
-        """Read the start weights and the lists per block.
+        """Read the start weights and the per-block lists.
 
         Raises:
-            ConfigError: a list does not suit the model, or the file of network_weights cannot be read.
+            ConfigError: a list does not have one value per block, or network_weights cannot be read.
         """
         self._config, self._model = config, model
         self._blocks = Blocks(model.unet)
@@ -61,7 +61,10 @@ class NetworkPlan:
         self._dropouts = _dropouts(config)
 
     def build(self) -> list[LoRANetwork]:
-        """Adapt the model in place, base_weights merged: UNet, then its text encoders unless they stay as they are.
+        """Merge base_weights, adapt the model in place, and return the networks.
+
+        Returns:
+            The UNet's network, then one for each text encoder that is trained.
 
         Raises:
             ConfigError: nothing is left to train, or the start weights do not fit.
@@ -85,7 +88,7 @@ class NetworkPlan:
         return networks
 
     def groups(self, networks: list[LoRANetwork]) -> Iterator[ParameterGroup]:
-        """Weights by learning rate: the UNet's by block where factors are given, then the text encoders'."""
+        """Yield weights by learning rate: the UNet's, split by block factor, then the text encoders'."""
         by_factor: dict[float, list[nn.Parameter]] = {}
         for name, layer in networks[0].named_layers():
             factor = self._factors[self._block_of[name]] if self._factors else 1.0
@@ -126,7 +129,7 @@ class NetworkPlan:
         return make
 
     def _from_file(self, name: str, layer: Layer) -> tuple[str, Adapter] | None:
-        """An adapter of the kind, rank and alpha that the start weights have."""
+        """Return an adapter with the kind, rank and alpha of the start weights; None if they lack this layer."""
         if self._layers is None or name not in self._layers:
             return None
         try:
@@ -139,7 +142,7 @@ class NetworkPlan:
         return per_block(str(text), len(self._blocks), name) if text else None
 
     def _rate_factors(self) -> list[float] | None:
-        """Learning-rate factors of all blocks; those that hold no layer have 1."""
+        """Return the learning-rate factors of all blocks; None if no factor is set."""
         names, p = ("down_lr_weight", "mid_lr_weight", "up_lr_weight"), self._config.parameters
         if not any(p[name] for name in names):
             return None
@@ -147,6 +150,7 @@ class NetworkPlan:
             per_block(str(p[name]), many, name) if p[name] else [1.0] * many
             for name, many in zip(names, self._blocks.parts, strict=True)
         ]
+        # SDXL's numbering includes the first and last block, which hold no adapted layer.
         edge = [1.0] if self._blocks.sdxl else []
         return [*edge, *(factor for part in parts for factor in part), *edge]
 
@@ -169,10 +173,10 @@ def _dropouts(config: TrainingConfig) -> Dropouts:
 
 
 def _maker(config: TrainingConfig) -> Callable[[Layer, Size], Adapter]:
-    """Makes adapters of the configuration's kind.
+    """Return a function that builds adapters of the configured kind.
 
     Raises:
-        ConfigError: the kind's parameters without its module, or a dropout that the kind does not have.
+        ConfigError: LyCORIS parameters are set without its module, or the kind has no such dropout.
     """
     dropouts, algo = _dropouts(config), config.text("algo")
     if config.text("network_module") != _LYCORIS:

@@ -1,4 +1,4 @@
-"""Number formats of what is trained."""
+"""Choose the number format of the trained weights, and scale losses for fp16."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.training.config import TrainingConfig
 
 
 class Scaler(torch.amp.GradScaler):
-    """Scales losses as PyTorch's; also takes the fp16 gradients of full_fp16, which PyTorch's refuses."""
+    """Scale losses like PyTorch's GradScaler, but accept the fp16 gradients of full_fp16, which PyTorch refuses."""
 
     def _unscale_grads_(
         self, optimizer: Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
@@ -19,7 +19,7 @@ class Scaler(torch.amp.GradScaler):
 
 
 def trained_dtype(config: TrainingConfig) -> torch.dtype:
-    """Number format of the LoRA and its gradients: float32 except for kohya's full_fp16 and full_bf16."""
+    """Return the number format of the LoRA and its gradients: float32 unless full_fp16 or full_bf16 is set."""
     if config.flag("full_fp16"):
         return torch.float16
     return torch.bfloat16 if config.flag("full_bf16") else torch.float32

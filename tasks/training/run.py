@@ -1,4 +1,4 @@
-"""One training from its configuration to its exit code; every failure becomes an event with one sentence."""
+"""Run one training from configuration to exit code; every failure becomes an event with a one-sentence message."""
 
 from __future__ import annotations
 
@@ -20,32 +20,36 @@ from tasks.training.kohya import options_of, read_kohya
 if TYPE_CHECKING:
     from tasks.training.models import BaseModel
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_EARLIER = 60.0  # seconds that an earlier trainer may take to end
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # the disk is full, or the user's quota is
+_EARLIER_TRAINER_SECONDS = 60.0  # time for an earlier trainer to save its state, twice what `launch` allows one
 
 
 def run(config: Path, device: str, threads: int, model: BaseModel | None = None) -> int:
-    """Train, or go on with it; events go to events.jsonl beside the configuration.
+    """Train, or resume; events go to events.jsonl beside the configuration.
 
     Args:
-        model: the base model of the configuration where it is loaded already.
+        config: the configuration file.
+        device: torch's name of the device.
+        threads: CPU threads.
+        model: the configuration's base model, if it is loaded already.
 
     Returns:
-        0 finished or stopped with its state saved, 1 failed (the last event says how), 2 the configuration is wrong,
-        `NO_ROOM` the disk is full and no event could be written.
+        The exit code: 0 finished, or stopped with its state saved; 1 failed, and the last event says why; 2 the
+        configuration is wrong; `NO_ROOM` the disk is full and no event could be written.
     """
     return _run(lambda: load_config(config), config.parent, device, threads, model)
 
 
 def run_kohya(options: Sequence[str], device: str | None, threads: int) -> int:
-    """Train by kohya's files and options; events and state go to ``<output_name>-training`` in output_dir.
+    """Train with kohya's files and options; events and state go to ``<output_name>-training`` in output_dir.
 
     Args:
-        options: of the command line, in kohya's way.
-        device: None takes a GPU where there is one.
+        options: words of the command line.
+        device: torch's name of the device; None chooses a GPU if there is one.
+        threads: CPU threads.
 
     Returns:
-        As `run`.
+        The exit code, as `run`.
     """
     try:
         config, notes = read_kohya(options_of(options))
@@ -68,7 +72,7 @@ def run_kohya(options: Sequence[str], device: str | None, threads: int) -> int:
 
 
 def _run(read: Callable[[], TrainingConfig], folder: Path, device: str, threads: int, model: BaseModel | None) -> int:
-    import torch  # seconds: a wrong call is answered before
+    import torch  # takes seconds, so wrong options are reported first
 
     events = folder / "events.jsonl"
     torch.set_num_threads(threads)
@@ -87,19 +91,19 @@ def _run(read: Callable[[], TrainingConfig], folder: Path, device: str, threads:
     except (OSError, MemoryError, RuntimeError) as error:
         outcome, sentence = _judge(error, device, folder)
         if outcome is Outcome.CRASHED and not isinstance(error, OSError):
-            raise  # unknown: the log gets the whole story
+            raise  # an unknown error: the traceback goes to the log
         return _fail(events, outcome, sentence)
     return 0
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait for the trainer of an earlier attempt, whose parent is dead and which still saves its state.
+    """Claim the folder, waiting for an earlier trainer whose parent died and which still saves its state.
 
     Raises:
-        TrialError: it does not end.
+        TrialError: the earlier trainer does not end within 60 seconds.
     """
-    until = time.monotonic() + _EARLIER
+    until = time.monotonic() + _EARLIER_TRAINER_SECONDS
     while (claim := Claim.take(folder / "trainer.claim")) is None:
         if time.monotonic() > until:
             raise TrialError(f"another trainer works in {folder}: end it, then start again")
@@ -109,17 +113,17 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _judge(error: Exception, device: str, folder: Path) -> tuple[Outcome, str]:
-    """What the machine lacked, in one sentence."""
+    """Return the outcome for an error of the machine, with a one-sentence message."""
     if isinstance(error, OSError):
         place = error.filename or folder
-        if error.errno in _FULL:
+        if error.errno in _NO_SPACE:
             return Outcome.DISK_FULL, f"the disk is full, {place} could not be written: make room and start again"
         return Outcome.CRASHED, f"{error.strerror or error}: {place}"
     first = (str(error).splitlines() or [""])[0]
-    # torch has a class for GPUs alone; on a CPU the allocator says so in words.
+    # torch.OutOfMemoryError is raised for GPUs only; the CPU allocator raises RuntimeError with this text.
     if isinstance(error, MemoryError) or "out of memory" in first.lower() or "can't allocate memory" in first:
-        mend = "lower train_batch_size or set gradient_checkpointing"
-        return Outcome.OUT_OF_MEMORY, f"out of memory on {device}: {mend} ({first or 'no more to be had'})"
+        remedy = "lower train_batch_size or set gradient_checkpointing"
+        return Outcome.OUT_OF_MEMORY, f"out of memory on {device}: {remedy} ({first or 'no more to be had'})"
     return Outcome.CRASHED, first
 
 
@@ -127,6 +131,6 @@ def _fail(events: Path, outcome: Outcome, sentence: str) -> int:
     try:
         print(f"pixelloop: {sentence}", file=sys.stderr)
         write_event(events, FailedEvent(outcome=outcome, sentence=sentence))
-    except OSError as error:  # a full disk has no room for words, and may be what all else came from
-        return NO_ROOM if error.errno in _FULL else 1
+    except OSError as error:  # a full disk has no room for the event, and may be the cause
+        return NO_ROOM if error.errno in _NO_SPACE else 1
     return 1

@@ -1,8 +1,8 @@
-"""The user's own checkout of kohya's sd-scripts as the trainer: our parameters in, our events out.
+"""Train with the user's own checkout of kohya's sd-scripts: our parameters in, our events out.
 
-A thread reads what sd-scripts prints, looks at the files it writes, and tells both in events.jsonl. It checks what
-sd-scripts does not: that goes on with a loss that is not a number, and ends with code 0 where it found no data.
-As the thread holds the other end of its output, sd-scripts dies at its next word if this process is killed.
+A thread reads the output of sd-scripts, watches the files it writes, and reports both in events.jsonl. It checks what
+sd-scripts does not: sd-scripts goes on with a loss of NaN, and exits with 0 if it found no data. The thread holds the
+other end of the output pipe, so if this process is killed, sd-scripts dies at its next line of output.
 """
 
 from __future__ import annotations
@@ -27,14 +27,26 @@ from safetensors import safe_open
 from schema.errors import BadDataError, ConfigError
 from schema.parameters import PARAMETERS, Parameters, with_defaults
 from schema.runs import Outcome
-from tasks.training import events as tell
 from tasks.training.config import TrainingConfig
 from tasks.training.dataset import find_samples, num_images
+from tasks.training.events import (
+    EpochEvent,
+    FailedEvent,
+    FinishedEvent,
+    StartedEvent,
+    StepEvent,
+    StoppedEvent,
+    read_events,
+    write_event,
+)
 from tasks.training.launch import TrainerProcess
 from tasks.training.sd_scripts_config import is_sdxl, refuse_unsupported, write_tomls
 
 _SCRIPT, _SCRIPT_XL = "train_network.py", "sdxl_train_network.py"
-_POLL, _GRACE, _TELL = 0.1, 5.0, 1.0
+_POLL_SECONDS = 0.1  # short enough that `stop` and the end of sd-scripts are noticed at once
+_KILL_GRACE = 5.0  # seconds after SIGTERM; sd-scripts saves nothing then, so there is no reason to wait long
+_REPORT_SECONDS = 1.0  # at most one step event a second, as our own trainer writes them
+# Lines that sd-scripts prints: tqdm's bars, counts before training, and names of files about to be written.
 _STEP = re.compile(r"steps:\s+\d+%\|.*\|\s*(\d+)/\d+ \[.*?avr_loss=([-+.\w]+)[,\]]")
 _VALIDATION = re.compile(r"epoch validation steps:.*val_epoch_avg_loss=([-+.\w]+)[,\]]")
 _COUNT = re.compile(r"\s*(num epochs|total optimization steps)\b.*: (\d+)\s*$")
@@ -43,15 +55,23 @@ _NO_MEMORY = re.compile(r"out ?of ?memory|not enough memory|can't allocate memor
 
 
 class SdScriptsProcess(TrainerProcess):
-    """sd-scripts, started on entering and never outliving the block; started again, it goes on after its last state."""
+    """Run sd-scripts as a context manager; a restart goes on from its last saved state."""
 
     def __init__(
         self, config: TrainingConfig, folder: Path, device: str, threads: int, checkout: Path, python: Path
     ) -> None:
-        """Args: folder: the trial's; checkout: of sd-scripts; python: of the environment it runs in.
+        """Check the checkout and the parameters without starting.
+
+        Args:
+            config: our configuration.
+            folder: the trial's folder, which gets the files for sd-scripts, events.jsonl and trainer.log.
+            device: torch's name of the device.
+            threads: CPU threads.
+            checkout: folder of sd-scripts.
+            python: interpreter of the environment that sd-scripts runs in.
 
         Raises:
-            ConfigError: no such checkout or python, or parameters that sd-scripts refuses.
+            ConfigError: there is no such checkout or interpreter, or sd-scripts does not support a parameter.
         """
         self._train, self._dataset = folder.resolve() / "train.toml", folder.resolve() / "dataset.toml"
         super().__init__(self._train, folder, device, threads)
@@ -64,11 +84,12 @@ class SdScriptsProcess(TrainerProcess):
         files = ["--config_file", str(self._train), "--dataset_config", str(self._dataset)]
         script = _SCRIPT_XL if is_sdxl(config) else _SCRIPT
         self._checkout, self._command = checkout, [str(python.absolute()), script, *files]
+        # 400 columns: tqdm must not shorten the bar that `_STEP` parses.
         self._environment |= {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "COLUMNS": "400", **_only(device)}
         self._watcher: threading.Thread | None = None
 
     def _start(self) -> None:
-        """Start sd-scripts, unless the data set is bad or all is done already; events say so."""
+        """Start sd-scripts, unless the data set is bad or training is finished, which events then report."""
         _end_leftovers(self._train)
         done, resume = _last_state(self._config)
         reader = _Reader(self._config, self._events, self._log, done)
@@ -82,12 +103,12 @@ class SdScriptsProcess(TrainerProcess):
             self._watcher.start()
 
     def stop(self) -> None:
-        """End sd-scripts with all its children; what was trained since its last saved state is lost."""
-        process, self._told_to_stop = self._process, True
+        """End sd-scripts with all its children; steps since its last saved state are lost."""
+        process, self._stop_requested = self._process, True
         if process is not None and process.poll() is None:
             _signal_group(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE)
+                process.wait(_KILL_GRACE)
             _signal_group(process.pid, signal.SIGKILL)
         if self._watcher is not None:
             self._watcher.join()
@@ -96,12 +117,12 @@ class SdScriptsProcess(TrainerProcess):
         return self._watcher is not None and self._watcher.is_alive()
 
     def _watch(self, process: subprocess.Popen[bytes], reader: _Reader) -> None:
-        """Follow sd-scripts to its end, whatever that is, and leave none of its children behind."""
+        """Follow sd-scripts to its end and kill children that it leaves behind."""
         try:
             with self._log.open("a", encoding="utf-8") as log:
                 for line in _lines(process):
                     if line and not reader.line(line):
-                        log.write(re.sub(r" {20,}", "  ", line.rstrip()) + "\n")  # padded to 400 columns
+                        log.write(re.sub(r" {20,}", "  ", line.rstrip()) + "\n")  # tqdm pads its bars to 400 columns
                         log.flush()
                     reader.look(process.pid)
                     if reader.failed:
@@ -111,40 +132,39 @@ class SdScriptsProcess(TrainerProcess):
             code = process.wait()
             if process.stdout is not None:
                 process.stdout.close()
-        reader.end(code, self._told_to_stop)
+        reader.end(code, self._stop_requested)
 
 
 class _Reader:
-    """Makes events of printed lines and written files."""
+    """Turn printed lines and written files into events; `done` is the number of epochs before the resumed state."""
 
     def __init__(self, config: TrainingConfig, events: Path, log: Path, done: int) -> None:
-        """Args: done: epochs behind the state that training goes on from."""
         self._config, self._events, self._log, self._done = config, events, log, done
         self._last = config.integer("max_train_epochs")
-        self._told = [event for event, _ in tell.read_events(events)]
-        epochs = [event for event in self._told if isinstance(event, tell.EpochEvent)]
-        totals = [event.total_steps for event in self._told if isinstance(event, tell.StartedEvent)]
-        losses = [event.loss for event in self._told if isinstance(event, tell.StepEvent)]
+        self._earlier_events = [event for event, _ in read_events(events)]
+        epochs = [event for event in self._earlier_events if isinstance(event, EpochEvent)]
+        totals = [event.total_steps for event in self._earlier_events if isinstance(event, StartedEvent)]
+        losses = [event.loss for event in self._earlier_events if isinstance(event, StepEvent)]
         self._announced = {event.epoch for event in epochs}
         self._trained = max((event.time_trained for event in epochs if event.epoch <= done), default=0.0)
         self._counts = {"num epochs": self._last, "total optimization steps": totals[-1] if totals else 0}
         self._step, self._loss = done * self._per_epoch, losses[-1] if losses else 0.0
-        self._peak, self._last_told = 0.0, -math.inf
+        self._peak, self._last_reported = 0.0, -math.inf
         self._validation: float | None = None
         self._awaited: list[int] = []
         self.failed = self._no_data = self._no_memory = False
         self._began = self._epoch_began = time.monotonic()
 
     def needless(self) -> bool:
-        """True where nothing need be started. Otherwise what an earlier attempt left untold is told or removed."""
+        """Return whether there is nothing to start; report or remove files that an earlier attempt left unreported."""
         c = self._config
         try:
             find_samples(c.train_data_dir, c.text("caption_extension"), c.integer("num_repeats"))
         except BadDataError as error:
             return self._fail(Outcome.BAD_DATA, str(error))
-        finished = [event for event in self._told if isinstance(event, tell.FinishedEvent)]
+        finished = [event for event in self._earlier_events if isinstance(event, FinishedEvent)]
         if finished and is_complete(_lora(c, self._last)):
-            tell.write_event(self._events, finished[-1].changed(at=time.time()))
+            write_event(self._events, finished[-1].changed(at=time.time()))
             return True
         for epoch in sorted(set(range(1, self._last + 1)) - self._announced):
             if epoch <= self._done and is_complete(_lora(c, epoch)):
@@ -154,7 +174,7 @@ class _Reader:
         return self.failed
 
     def line(self, text: str) -> bool:
-        """Take in one printed line; True where it only shows progress."""
+        """Process one printed line; return whether it only shows progress, and so does not belong in the log."""
         if match := _VALIDATION.search(text):
             self._validation = float(match[1])
             return True
@@ -174,7 +194,7 @@ class _Reader:
         return False
 
     def look(self, pid: int | None = None) -> None:
-        """Tell about the epochs whose files have come to be complete, with the main memory in use."""
+        """Report the epochs whose files are now complete, with the main memory in use."""
         for epoch in [e for e in self._awaited if is_complete(_lora(self._config, e))]:
             self._awaited.remove(epoch)
             with contextlib.suppress(psutil.Error):
@@ -183,21 +203,21 @@ class _Reader:
                 self._announce(epoch)
 
     def end(self, code: int, stopped: bool) -> None:
-        """Judge how it ended: sd-scripts' exit code alone does not tell."""
+        """Report how training ended; the exit code of sd-scripts alone does not say."""
         self.look()
         if self.failed:
             return
         if code == 0:
             self._check_result()
         elif stopped:
-            tell.write_event(self._events, tell.StoppedEvent(step=self._step))
+            write_event(self._events, StoppedEvent(step=self._step))
         elif code < 0:
             name = signal.Signals(-code).name
             hint = ", often for want of memory" if name == "SIGKILL" else ""
             self._fail(Outcome.CRASHED, f"sd-scripts died of {name}{hint}: see {self._log}")
         elif self._no_memory:
-            mend = "lower train_batch_size or resolution, or set gradient_checkpointing"
-            self._fail(Outcome.OUT_OF_MEMORY, f"sd-scripts ran out of memory after step {self._step}: {mend}")
+            remedy = "lower train_batch_size or resolution, or set gradient_checkpointing"
+            self._fail(Outcome.OUT_OF_MEMORY, f"sd-scripts ran out of memory after step {self._step}: {remedy}")
         else:
             lines = self._log.read_text(encoding="utf-8").strip().splitlines() or ["it printed nothing"]
             self._fail(Outcome.CRASHED, f"sd-scripts ended with code {code}, see {self._log}: {lines[-1].strip()}")
@@ -213,29 +233,29 @@ class _Reader:
         elif not found[1]:
             self._fail(Outcome.CRASHED, f"every lora_up in {path} is zero, nothing was learnt: raise learning_rate")
         else:
-            ended = tell.FinishedEvent(step=self._step, time_trained=self._time(), peak_memory_mb=self._peak)
-            tell.write_event(self._events, ended)
+            ended = FinishedEvent(step=self._step, time_trained=self._time(), peak_memory_mb=self._peak)
+            write_event(self._events, ended)
 
     def _started(self) -> None:
         total, per_epoch = self._counts["total optimization steps"], self._per_epoch
         self._step, images = self._done * per_epoch, num_images(self._config.train_data_dir)
         derived: Parameters = {"steps_per_epoch": per_epoch, "total_steps": total, "num_images": images}
-        event = tell.StartedEvent(step=self._step, total_steps=total, derived=derived, trainable=0)
-        tell.write_event(self._events, event)
+        event = StartedEvent(step=self._step, total_steps=total, derived=derived, trainable=0)
+        write_event(self._events, event)
         self._began = self._epoch_began = time.monotonic()
 
     def _stepped(self, step: int, loss: float) -> None:
-        """A resumed sd-scripts counts from 0 again."""
+        # A resumed sd-scripts counts steps from 0 again.
         self._step, self._loss = self._done * self._per_epoch + step, loss
         if not math.isfinite(loss):
-            mend = "lower learning_rate or network_alpha"
-            self._fail(Outcome.DIVERGED, f"the loss is {loss} at step {self._step}: {mend}")
-        elif time.monotonic() - self._last_told > _TELL:
-            self._last_told, epoch = time.monotonic(), self._step / self._per_epoch
-            event = tell.StepEvent(
+            remedy = "lower learning_rate or network_alpha"
+            self._fail(Outcome.DIVERGED, f"the loss is {loss} at step {self._step}: {remedy}")
+        elif time.monotonic() - self._last_reported > _REPORT_SECONDS:
+            self._last_reported, epoch = time.monotonic(), self._step / self._per_epoch
+            event = StepEvent(
                 step=self._step, epoch=epoch, loss=loss, learning_rates=(), time_trained=self._time()
             )  # fmt: skip
-            tell.write_event(self._events, event)
+            write_event(self._events, event)
 
     def _announce(self, epoch: int) -> None:
         path = _lora(self._config, epoch)
@@ -243,12 +263,12 @@ class _Reader:
             self._fail(Outcome.DIVERGED, f"the weights in {path} are not finite: lower learning_rate or network_alpha")
             return
         self._announced.add(epoch)
-        event = tell.EpochEvent(
+        event = EpochEvent(
             step=epoch * self._per_epoch, epoch=epoch, loss=self._loss, validation_loss=self._validation,
             checkpoint=str(path), seconds=time.monotonic() - self._epoch_began, time_trained=self._time(),
             peak_memory_mb=self._peak,
         )  # fmt: skip
-        tell.write_event(self._events, event)
+        write_event(self._events, event)
 
     @property
     def _per_epoch(self) -> int:
@@ -259,12 +279,12 @@ class _Reader:
 
     def _fail(self, outcome: Outcome, sentence: str) -> bool:
         self.failed = True
-        tell.write_event(self._events, tell.FailedEvent(outcome=outcome, sentence=sentence))
+        write_event(self._events, FailedEvent(outcome=outcome, sentence=sentence))
         return True
 
 
 def check_sd_scripts(checkout: Path, python: Path) -> None:
-    """Raise ConfigError unless there are a checkout of sd-scripts and a python."""
+    """Raise ConfigError unless `checkout` is one of sd-scripts and `python` is executable."""
     if not (checkout / _SCRIPT).is_file():
         raise ConfigError(f"{checkout} has no {_SCRIPT}: give the folder of your sd-scripts checkout")
     if not python.is_file() or not os.access(python, os.X_OK):
@@ -272,7 +292,7 @@ def check_sd_scripts(checkout: Path, python: Path) -> None:
 
 
 def is_complete(path: Path) -> bool:
-    """True where a safetensors file has all the bytes that its header speaks of."""
+    """Return whether a safetensors file has exactly the bytes that its header lists; False if it is missing."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -285,7 +305,7 @@ def is_complete(path: Path) -> bool:
 
 
 def _examine(path: Path) -> tuple[bool, bool, str]:
-    """Whether all weights are finite, whether any lora_up is not zero, and the epoch that the file names."""
+    """Return whether all weights are finite, whether any lora_up is not zero, and the file's ss_epoch."""
     finite, moved = True, False
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - not a dict
@@ -296,33 +316,34 @@ def _examine(path: Path) -> tuple[bool, bool, str]:
 
 
 def _lora(config: TrainingConfig, epoch: int) -> Path:
-    """As kohya names it: numbered, the last one without a number."""
+    """Return the path kohya gives an epoch's file: numbered, except for the last epoch."""
     last = epoch == config.integer("max_train_epochs")
     return config.output_dir / f"{config.output_name}{'' if last else f'-{epoch:06d}'}.safetensors"
 
 
 def _last_state(config: TrainingConfig) -> tuple[int, list[str]]:
-    """The newest epoch that training can go on after, and the options for it; the random states are written last."""
+    """Return the newest epoch with a complete state, and the options to resume from it; 0 and none to start anew."""
     for epoch in range(config.integer("max_train_epochs") - 1, 0, -1):
         state = config.output_dir / f"{config.output_name}-{epoch:06d}-state"
+        # The random states are written last, so their file marks the state as complete.
         whole = is_complete(state / "model.safetensors") and zipfile.is_zipfile(state / "random_states_0.pkl")
         if whole and is_complete(_lora(config, epoch)):
-            # Its own count of the epochs is wrong after a second resume.
+            # sd-scripts' own count of epochs is wrong after a second resume, so it is passed in.
             return epoch, ["--resume", str(state), "--initial_epoch", str(epoch + 1)]
     return 0, []
 
 
 def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
-    """What the process prints, with None whenever it is silent, until it and its output have ended."""
+    """Yield the lines that the process prints, and None after each read, until it and its output have ended."""
     assert process.stdout is not None
     pipe, rest, poll = process.stdout.fileno(), b"", select.poll()
     poll.register(pipe, select.POLLIN)
     while True:
-        ended = process.poll() is not None  # asked first: all that it printed by then is there to be read
-        ready = bool(poll.poll(_POLL * 1000))
+        ended = process.poll() is not None  # check before reading: then all its output is already in the pipe
+        ready = bool(poll.poll(_POLL_SECONDS * 1000))
         data = os.read(pipe, 1 << 16) if ready else b""
         *lines, rest = re.split(rb"[\r\n]+", rest + data)
-        if _STEP.search(rest.decode("utf-8", "replace")):  # the bar ends its line only when it moves on
+        if _STEP.search(rest.decode("utf-8", "replace")):  # the progress bar ends its line only at the next step
             lines, rest = [*lines, rest], b""
         yield from (line.decode("utf-8", "replace") for line in lines)
         yield None
@@ -332,7 +353,7 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
 
 
 def _only(device: str) -> dict[str, str]:
-    """Environment that leaves sd-scripts this device alone."""
+    """Return the environment variables that restrict sd-scripts to one device."""
     kind, _, index = device.partition(":")
     if kind == "cpu":
         return {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
@@ -346,10 +367,10 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
 
 
 def _end_leftovers(train: Path) -> None:
-    """End what an earlier attempt at the same trial left running: two would write the same files."""
+    """Kill what an earlier attempt at the same trial left running: two would write the same files."""
     words = {"--config_file", str(train)}
     left = [p for p in psutil.process_iter(["cmdline"]) if words <= set(p.info["cmdline"] or ())]
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(left, _GRACE)
+    psutil.wait_procs(left, _KILL_GRACE)

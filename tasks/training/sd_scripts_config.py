@@ -1,4 +1,4 @@
-"""Our parameters as the files that sd-scripts reads, and what it cannot take."""
+"""Write our parameters as files for sd-scripts, and refuse those it does not support."""
 
 from __future__ import annotations
 
@@ -19,29 +19,35 @@ _NETWORK_ARGS = (
     "conv_block_alphas", "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold",
 )  # fmt: skip
 _LISTS = ("base_weights", "base_weights_multiplier")
-_OTHERWISE = {
+_RENAMED = {
     *_NETWORK_ARGS, *LYCORIS_ARGS, *_LISTS, "weight_decay", "optimizer_args", "max_token_length", "num_repeats",
     "train_batch_size", "alpha_mask", "caption_version", "caption_complexity",
 }  # fmt: skip
-"""Parameters that do not stand in a file under their own name."""
+"""Parameters that are not written under their own name."""
+
 _ADAFACTOR = ("relative_step=False", "scale_parameter=False", "warmup_init=False")
-"""Without these it chooses its learning rate itself."""
+"""Arguments without which Adafactor chooses its learning rate itself."""
 
 
 def write_tomls(config: TrainingConfig, train: Path, dataset: Path) -> None:
-    """Write our parameters in kohya's two vocabularies."""
+    """Write our parameters as sd-scripts' config_file (`train`) and dataset_config (`dataset`).
+
+    Raises:
+        ConfigError: the base model or a LoRA file is a pickle.
+    """
     p, cached = config.parameters, config.flag("cache_latents")
-    plain = {name: value for name, value in p.items() if value is not None and name not in _OTHERWISE}
+    plain = {name: value for name, value in p.items() if value is not None and name not in _RENAMED}
     of_data = {n: v for n, v in plain.items() if PARAMETERS[n].category in (Category.CAPTIONS, Category.DATA)}
     settings: dict[str, Any] = {n: v for n, v in plain.items() if n not in of_data} | {
         "pretrained_model_name_or_path": config.pretrained_model_name_or_path,
         "output_dir": str(config.output_dir), "output_name": config.output_name, "save_model_as": "safetensors",
         "network_args": _network_args(config),
         "optimizer_args": _optimizer_args(config),
-        # To kohya a float is a share of all steps.
+        # sd-scripts reads a float as a share of all steps, so whole numbers must be written as integers.
         **{n: p[n] if 0 < config.number(n) < 1 else config.integer(n) for n in ("lr_warmup_steps", "lr_decay_steps")},
-        # Workers made anew each epoch do not know how often pictures were shuffled before: a resumed run sees the same.
+        # New workers each epoch do not remember earlier shuffles, so a resumed run sees the same order.
         "max_data_loader_n_workers": 1 if cached else 2, "persistent_data_loader_workers": False,
+        # Only the newest state is needed to resume, and each is as large as the optimizer's.
         "save_state": True, "save_last_n_epochs_state": 1,
     }  # fmt: skip
     refuse_pickled_model(config.pretrained_model_name_or_path)
@@ -70,19 +76,19 @@ def _network_args(config: TrainingConfig) -> list[str]:
     found = [f"{name}={p[name]}" for name in _NETWORK_ARGS if p[name] and name not in unused]
     if p["network_module"] == "lycoris.kohya":
         found += [f"{name}={p[name]}" for name in LYCORIS_ARGS]
-        found += [] if p["conv_dim"] else ["preset=attn-mlp"]  # else it adapts 3x3 convolutions too
+        found += [] if p["conv_dim"] else ["preset=attn-mlp"]  # otherwise LyCORIS adapts 3x3 convolutions too
     return found
 
 
 def _optimizer_args(config: TrainingConfig) -> list[str]:
-    """Those of the user last: of two of one name kohya takes the second."""
+    """Return our arguments, then the user's: of two with one name kohya takes the later."""
     own = _ADAFACTOR if config.text("optimizer_type") == "Adafactor" else ()
     users = str(config.parameters["optimizer_args"] or "").split()
     return [f"weight_decay={config.number('weight_decay')}", *own, *users]
 
 
 def _subsets(config: TrainingConfig) -> list[dict[str, Any]]:
-    """One for each folder that holds pictures."""
+    """Return one subset for each folder that holds pictures."""
     times, mask = config.integer("num_repeats"), config.flag("alpha_mask")
     sources = [(config.train_data_dir, False, times)]
     if config.reg_data_dir is not None:
@@ -98,7 +104,7 @@ def _subsets(config: TrainingConfig) -> list[dict[str, Any]]:
 
 
 def refuse_unsupported(config: TrainingConfig, path: Path) -> None:
-    """Raise ConfigError, with the path of the file, for parameters that sd-scripts refuses or does not have."""
+    """Raise ConfigError for parameters that sd-scripts refuses or does not have; the message names `path`."""
     p, side, step = config.parameters, _resolution(config), 32 if is_sdxl(config) else 64
     bucket = config.flag("enable_bucket")
     low, high = config.integer("min_bucket_reso"), config.integer("max_bucket_reso")
@@ -129,10 +135,10 @@ def _resolution(config: TrainingConfig) -> int:
 
 
 def is_sdxl(config: TrainingConfig) -> bool:
-    """Whether the base model needs sd-scripts' program for SDXL; by its name where it is not on this machine."""
+    """Return whether the base model is SDXL; judged by its name if it is not on this machine."""
     base = Path(config.pretrained_model_name_or_path)
     if base.is_file():
-        from tasks.training.models import is_sdxl_checkpoint  # torch: seconds that most commands can do without
+        from tasks.training.models import is_sdxl_checkpoint  # imports torch, which takes seconds
 
         return is_sdxl_checkpoint(base)
     return (base / "text_encoder_2").is_dir() if base.is_dir() else "xl" in base.name.lower()

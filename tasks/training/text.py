@@ -1,7 +1,7 @@
-"""Captions to text states, as kohya's trainer reads them.
+"""Encode captions to text states as kohya's trainer does.
 
-Captions longer than CLIP's 75 tokens are cut into pieces that are encoded one by one and joined without the
-marks between them.
+Captions longer than CLIP's 75 tokens are cut into pieces. The pieces are encoded one by one and joined without the
+start and end tokens between them.
 """
 
 from __future__ import annotations
@@ -18,46 +18,53 @@ from transformers import CLIPTokenizer
 from tasks.training.latents import TensorCache, digest
 from tasks.training.models import BaseModel, TextEncoder
 
-_PIECE = 75
-_KEPT = 1024
-"""Encoded captions that are remembered: 0.25 MB each for SD 1.5."""
+_CLIP_TOKENS = 75  # CLIP's 77 positions without start and end
+_MAX_REMEMBERED = 1024
+"""Encoded captions kept on the device, 0.25 MB each for SD 1.5: the limit bounds them to about 256 MB."""
 
 
 @dataclass(frozen=True)
 class TextStates:
-    """What the UNet is told of B captions."""
+    """Hold the UNet's text conditioning for B captions."""
 
     states: Tensor  # (B, tokens, width)
     pooled: Tensor | None  # (B, width) of SDXL's second encoder
 
 
 class TextConditioner:
-    """Encodes captions; what frozen encoders made of a caption is remembered."""
+    """Encode captions; after `freeze`, results are cached."""
 
     def __init__(self, model: BaseModel, clip_skip: int, max_token_length: int, device: torch.device) -> None:
-        """Args: clip_skip: layers left out, counted from the last; 0 or 1 none; SDXL has its own rule."""
+        """Set up the encoders.
+
+        Args:
+            model: the base model, with one text encoder or SDXL's two.
+            clip_skip: use the n-th hidden state from the end; 0 and 1 use the last. SDXL always uses the second last.
+            max_token_length: 75, 150 or 225.
+            device: where states are returned.
+        """
         self._encoders, self._tokenizers, self._device = model.text_encoders, model.tokenizers, device
         self._skip, self._length = clip_skip, max_token_length
-        self._known: dict[str, tuple[Tensor, Tensor | None]] | None = None
+        self._remembered: dict[str, tuple[Tensor, Tensor | None]] | None = None
         self._cache, self._made_by = TensorCache(None), ""
 
     def freeze(self, folder: Path | None = None) -> None:
-        """Nothing trains the encoders: remember what they say.
+        """Cache encoded captions from now on; call it only if the encoders are not trained.
 
         Args:
-            folder: remembers it from run to run, by caption, weights and way of encoding; None keeps nothing there.
+            folder: also caches on disk, by caption, weights and settings, for later runs; None does not.
         """
-        self._known, self._cache = {}, TensorCache(folder)
+        self._remembered, self._cache = {}, TensorCache(folder)
         if folder is not None:
             vocabularies = hashlib.sha256(repr([sorted(t.get_vocab().items()) for t in self._tokenizers]).encode())
             weights = f"{digest(*self._encoders)}/{self._encoders[0].dtype}"
             self._made_by = f"text/{weights}/{vocabularies.hexdigest()}/{self._skip}/{self._length}"
 
     def encode(self, captions: Sequence[str]) -> TextStates:
-        """Text states of B captions."""
-        if self._known is None:
+        """Return the text states of B captions."""
+        if self._remembered is None:
             return self._encode(captions)
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._remembered]
         fresh: dict[str, tuple[Tensor, Tensor | None]] = {}
         for caption in new:
             if (kept := self._read(caption)) is not None:
@@ -68,9 +75,9 @@ class TextConditioner:
             for i, caption in enumerate(unseen):
                 fresh[caption] = made.states[i], None if made.pooled is None else made.pooled[i]
                 self._write(caption, *fresh[caption])
-        found = [fresh[caption] if caption in fresh else self._known[caption] for caption in captions]
-        if len(self._known) + len(fresh) <= _KEPT:
-            self._known |= fresh
+        found = [fresh[caption] if caption in fresh else self._remembered[caption] for caption in captions]
+        if len(self._remembered) + len(fresh) <= _MAX_REMEMBERED:
+            self._remembered |= fresh
         pooled = [vector for _, vector in found if vector is not None]
         return TextStates(torch.stack([states for states, _ in found]), torch.stack(pooled) if pooled else None)
 
@@ -94,7 +101,7 @@ class TextConditioner:
             ids = self._ids(tokenizer, captions)
             out = encoder(ids.flatten(0, 1), output_hidden_states=True)
             states.append(_joined(out.hidden_states[-2], ids.shape[:2]))
-            pooled = out[0].unflatten(0, ids.shape[:2])[:, 0]  # the second's projection of the first piece
+            pooled = out[0].unflatten(0, ids.shape[:2])[:, 0]  # kohya pools the first piece
         return TextStates(torch.cat(states, dim=-1), pooled)
 
     def _plain(self, captions: Sequence[str]) -> Tensor:
@@ -107,12 +114,12 @@ class TextConditioner:
         return _joined(states, ids.shape[:2])
 
     def _ids(self, tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
-        """Token numbers of each piece, (B, pieces, 77)."""
-        length = min(self._length, tokenizer.model_max_length - 2) if self._length <= _PIECE else self._length
+        """Return the token ids of each piece, (B, pieces, 77)."""
+        length = min(self._length, tokenizer.model_max_length - 2) if self._length <= _CLIP_TOKENS else self._length
         ids = tokenizer(
             list(captions), padding="max_length", max_length=length + 2, truncation=True, return_tensors="pt"
         ).input_ids
-        size = min(_PIECE, length)
+        size = min(_CLIP_TOKENS, length)
         pieces = ids[:, 1:-1].unflatten(1, (length // size, size))
         start, end = ids[:, :1, None], ids[:, -1:, None]
         many = pieces.shape[1]
@@ -126,7 +133,7 @@ class TextConditioner:
 
 
 def _joined(states: Tensor, shape: torch.Size) -> Tensor:
-    """Pieces' states (B * pieces, 77, width) as one text: first mark, all tokens, last mark."""
+    """Join the states of pieces (B * pieces, 77, width): first start token, all text tokens, last end token."""
     pieces: Tensor = states.unflatten(0, shape)
     if shape[1] == 1:
         return pieces[:, 0]

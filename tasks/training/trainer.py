@@ -1,4 +1,4 @@
-"""The training loop."""
+"""Run the training loop of one LoRA."""
 
 from __future__ import annotations
 
@@ -42,27 +42,30 @@ from tasks.training.plan import NetworkPlan
 from tasks.training.precision import Scaler, trained_dtype
 from tasks.training.text import TextConditioner
 
-_EXPLODED = 10.0
-"""A mean loss this many times the first one counts as diverged."""
+_DIVERGED_RATIO = 10.0
+"""A mean loss this many times the first one (at least 0.1) counts as diverged. Chosen by hand."""
 
-_VALIDATED_AT = (0.2, 0.4, 0.6, 0.8)
-"""Noise levels of the validation loss, as shares of all: sd-scripts' 200, 400, 600 and 800."""
+_VALIDATION_LEVELS = (0.2, 0.4, 0.6, 0.8)
+"""Noise levels of the validation loss as shares of all: 200, 400, 600 and 800 of 1000, as in sd-scripts."""
 
 
 class Trainer:
-    """One LoRA from start or from a saved state to its last epoch.
+    """Train one LoRA, from the start or from a saved state, to its last epoch.
 
-    On a CPU the same configuration gives the same weights, resumed or not. A GPU adds in changing order and
-    comes out slightly different each time.
+    On a CPU the same configuration gives the same weights, resumed or not. A GPU adds in varying order, so its
+    results differ slightly from run to run.
     """
 
     def __init__(
         self, config: TrainingConfig, folder: Path, device: torch.device, model: BaseModel | None = None
     ) -> None:
-        """Load everything; `folder` gets events.jsonl and the state.
+        """Load model and data, and build network and optimizer.
 
         Args:
-            model: the configuration's base model where it is loaded already; it is adapted in place.
+            config: the configuration.
+            folder: gets events.jsonl and the training state.
+            device: where to train.
+            model: the configuration's base model, if it is loaded already; it is adapted in place.
 
         Raises:
             ConfigError: the model cannot be loaded, or a parameter does not suit it.
@@ -104,38 +107,38 @@ class Trainer:
 
     @staticmethod
     def frozen_dtype(config: TrainingConfig) -> torch.dtype:
-        """Number format of the base model's weights and of the arithmetic; the LoRA itself stays in float32."""
+        """Return the number format of the frozen weights and of the arithmetic; for the LoRA see `trained_dtype`."""
         formats = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
         return formats[config.text("mixed_precision")]
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
+        """Return the optimizer steps in an epoch."""
         return math.ceil(self.data.batches_per_epoch / self.config.integer("gradient_accumulation_steps"))
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps in the run."""
+        """Return the optimizer steps in the run."""
         whole = self.steps_per_epoch * self.config.integer("max_train_epochs")
         return min(whole, self.config.integer("max_train_steps") or whole)
 
     def _with_epochs(self, config: TrainingConfig) -> TrainingConfig:
-        """With max_train_steps as many epochs as those begin."""
+        """Set max_train_epochs to the number of epochs that max_train_steps begin, if it is set."""
         if not config.integer("max_train_steps"):
             return config
         epochs = math.ceil(config.integer("max_train_steps") / self.steps_per_epoch)
         return config.changed(parameters={**config.parameters, "max_train_epochs": epochs})
 
     def run(self) -> None:
-        """Train until done or told to stop (SIGTERM, or the parent is gone).
+        """Train until done, or until stopped by SIGTERM or the end of the parent process.
 
         Raises:
-            DivergedError: the loss or the weights left the finite range.
+            DivergedError: the loss rose too far, or loss or weights are not finite.
         """
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self._resume()
         trainable = sum(p.numel() for p in self._weights)
-        self._tell(
+        self._emit(
             StartedEvent(step=self.step, total_steps=self.total_steps, derived=self._derived(), trainable=trainable)
         )
         self._train_mode()
@@ -143,17 +146,17 @@ class Trainer:
             started = time.monotonic()
             if not self._epoch():
                 self._save_state()
-                self._tell(StoppedEvent(step=self.step))
+                self._emit(StoppedEvent(step=self.step))
                 return
             self._end_epoch(time.monotonic() - started)
-        self._tell(FinishedEvent(step=self.step, time_trained=self._trained, peak_memory_mb=self._peak_memory()))
+        self._emit(FinishedEvent(step=self.step, time_trained=self._trained, peak_memory_mb=self._peak_memory()))
 
     def _epoch(self) -> bool:
-        """Train the rest of the running epoch; False if told to stop."""
+        """Train the rest of the running epoch; return False if stopped."""
         if not self._position:
             self._order, self._losses = self.data.batches(self._captions_rng), []
             self._grow(self._growth.rank(self.epoch + 1))
-        told, waiting = time.monotonic(), list[Tensor]()
+        reported_at, waiting = time.monotonic(), list[Tensor]()
         accumulate = self.config.integer("gradient_accumulation_steps")
         while self._position < len(self._order) and self.step < self.total_steps:
             group = self._order[self._position : self._position + accumulate]
@@ -162,27 +165,27 @@ class Trainer:
             self._position += len(group)
             self._trained += time.monotonic() - started
             self._save_step()
-            if time.monotonic() - told > 1 or self.step == 1:
-                self._tell_step(waiting)
-                told, waiting = time.monotonic(), []
-                self._stop |= os.getppid() != self._parent
+            # Losses stay on the device until they are reported: reading one waits for the GPU.
+            if time.monotonic() - reported_at > 1 or self.step == 1:
+                self._report_step(waiting)
+                reported_at, waiting = time.monotonic(), []
+                self._stop |= os.getppid() != self._parent  # an orphan gets another parent
             if self._stop:
                 self._losses += [loss.item() for loss in waiting]
                 return False
         if waiting:
-            self._tell_step(waiting)
+            self._report_step(waiting)
         return True
 
     def _grow(self, rank: int) -> None:
-        """Bring the networks to a higher rank; what they do stays the same."""
         if rank > self._rank:
             self._growth.grow(self._networks, self._optimizer, rank)
             self._rank = rank
 
     def _train(self, group: list[Batch]) -> list[Tensor]:
-        """One optimizer step on a group of batches; their losses.
+        """Make one optimizer step on a group of batches and return their losses, still on the device.
 
-        Out of memory for the first time, batches are trained in halves from then on: the same gradients.
+        After the first out of memory, batches are trained in halves from then on, which gives the same gradients.
         """
         try:
             losses = self._accumulate(group)
@@ -193,7 +196,7 @@ class Trainer:
             self._optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             size = self.config.integer("train_batch_size")
-            self._tell(WarningEvent(sentence=f"out of memory: batches of {size} are trained in halves from now on"))
+            self._emit(WarningEvent(sentence=f"out of memory: batches of {size} are trained in halves from now on"))
             losses = self._accumulate(group)
         if clip := self.config.number("max_grad_norm"):
             self._scaler.unscale_(self._optimizer)
@@ -206,7 +209,7 @@ class Trainer:
         return losses
 
     def _accumulate(self, group: list[Batch]) -> list[Tensor]:
-        """Losses of batches, and their gradients added up."""
+        """Add up the gradients of batches and return their losses."""
         losses = []
         for batch in group:
             parts = [batch[: (len(batch) + 1) // 2], batch[(len(batch) + 1) // 2 :]] if self._halved else [batch]
@@ -215,7 +218,7 @@ class Trainer:
         return losses
 
     def _backward(self, batch: Batch, share: float) -> Tensor:
-        """Loss of a batch or a share of one, and its gradients."""
+        """Add the gradients of a batch, or of a `share` (0-1) of one, and return its loss."""
         noisy = self._diffusion.noise(self.data.latents(batch, self._captions_rng, self._noise), self._noise)
         captions = [
             self._rules[self.data.subset(i)].apply(self.data.caption(i), self._captions_rng, self.step, self.epoch + 1)
@@ -230,18 +233,17 @@ class Trainer:
         return loss.detach()
 
     def _predict(self, noisy: Noisy, captions: list[str], batch: Batch) -> Tensor:
-        """What the UNet makes of noisy latents and captions."""
         with self._cast():
             text = self._text.encode(captions)
-            told = (
+            added = (
                 {"text_embeds": text.pooled, "time_ids": self.data.time_ids(batch)} if text.pooled is not None else None
             )
-            predicted: Tensor = self._unet(noisy.latents, noisy.timesteps, text.states, added_cond_kwargs=told).sample
+            predicted: Tensor = self._unet(noisy.latents, noisy.timesteps, text.states, added_cond_kwargs=added).sample
         return predicted
 
     @torch.no_grad()
     def _validate(self) -> float | None:
-        """Mean squared error on the pictures held back, always with the same noise: comparable over epochs."""
+        """Return the mean squared error on the validation pictures; fixed noise makes epochs comparable."""
         batches = self.data.validation_batches()
         if not batches:
             return None
@@ -252,7 +254,7 @@ class Trainer:
             latents = self.data.means(batch)
             captions = [self._rules[self.data.subset(i)].plain(self.data.caption(i)) for i in batch]
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(batch[0])).to(self.device)
-            for share in _VALIDATED_AT:
+            for share in _VALIDATION_LEVELS:
                 noisy = self._diffusion.noised(latents, noise, torch.tensor([int(share * levels)], device=self.device))
                 predicted = self._predict(noisy, captions, batch)
                 errors.append(F.mse_loss(predicted.float(), noisy.target.float()))
@@ -260,7 +262,7 @@ class Trainer:
         return float(torch.stack(errors).mean())
 
     def _end_epoch(self, seconds: float) -> None:
-        """Save checkpoint, event, state, in this order: killed in between, the epoch is only trained again."""
+        """Save checkpoint, event and state in this order: if killed in between, only this epoch is trained again."""
         self.epoch, self._position = self.epoch + 1, 0
         loss = sum(self._losses) / len(self._losses)
         self._optimizer_mode(training=False)
@@ -270,7 +272,7 @@ class Trainer:
         if self.epoch % every == 0 or self.epoch == self.config.integer("max_train_epochs"):
             path = checkpoint_path(self.config, self.epoch)
             self._save_lora(path)
-            self._tell(
+            self._emit(
                 EpochEvent(
                     step=self.step, epoch=self.epoch, loss=loss, validation_loss=self._validate(),
                     checkpoint=str(path), seconds=seconds, time_trained=self._trained,
@@ -281,7 +283,7 @@ class Trainer:
         self._save_state()
 
     def _save_step(self) -> None:
-        """Kohya's save_every_n_steps: a file beside those of the epochs, without an event."""
+        """Save a LoRA for kohya's save_every_n_steps, beside those of the epochs and without an event."""
         every = self.config.integer("save_every_n_steps")
         if every and self.step % every == 0:
             self._optimizer_mode(training=False)
@@ -296,11 +298,11 @@ class Trainer:
         dtype = save_dtype(self.config)
         return {name: t for network in self._networks for name, t in network.kohya_state(dtype).items()}
 
-    def _tell_step(self, losses: list[Tensor]) -> None:
-        """Read the losses that are waiting on the device, judge them, and tell their mean.
+    def _report_step(self, losses: list[Tensor]) -> None:
+        """Fetch the waiting losses from the device, check them, and report their mean.
 
         Raises:
-            DivergedError: not finite, or many times the first.
+            DivergedError: the mean is not finite, or many times the first one.
         """
         values = torch.stack(losses).tolist()
         self._losses += values
@@ -309,27 +311,27 @@ class Trainer:
             raise DivergedError(f"the loss is {mean} at step {self.step}: lower learning_rate or network_alpha")
         if math.isnan(self._first_loss):
             self._first_loss = mean
-        if mean > _EXPLODED * max(self._first_loss, 0.1):
+        if mean > _DIVERGED_RATIO * max(self._first_loss, 0.1):
             raise DivergedError(
                 f"the loss rose from {self._first_loss:.3g} to {mean:.3g} by step {self.step}: lower learning_rate"
             )
         epoch = self.epoch + self._position / len(self._order)
         rates = tuple(float(rate) for rate in self._schedule.get_last_lr())
-        self._tell(StepEvent(step=self.step, epoch=epoch, loss=mean, learning_rates=rates, time_trained=self._trained))
+        self._emit(StepEvent(step=self.step, epoch=epoch, loss=mean, learning_rates=rates, time_trained=self._trained))
 
     def _train_mode(self) -> None:
         self._networks_train(True)
         self._optimizer_mode(training=True)
         if self.config.flag("gradient_checkpointing"):
             self._unet.enable_gradient_checkpointing()
-            self._unet.train()  # diffusers checkpoints only while training; there is no dropout in it
+            self._unet.train()  # diffusers checkpoints only in training mode; it has no dropout to switch on
             for encoder in self._model.text_encoders[: len(self._networks) - 1]:
                 encoder.gradient_checkpointing_enable({"use_reentrant": False})
                 encoder.train()
         if self.config.flag("xformers"):
             self._unet.enable_xformers_memory_efficient_attention()
         if self.config.flag("torch_compile"):
-            # By block: all blocks of a kind share their kernels, and so do later trials through the cache on disk.
+            # By block: blocks of a kind share their kernels, and later trials reuse them from the cache on disk.
             self._unet.compile_repeated_blocks(dynamic=False)
 
     def _networks_train(self, training: bool) -> None:
@@ -337,7 +339,7 @@ class Trainer:
             network.train(training)
 
     def _optimizer_mode(self, training: bool) -> None:
-        """Schedule-free optimizers keep other weights while they train."""
+        """Switch schedule-free optimizers, whose weights while training differ from those to save."""
         switch = getattr(self._optimizer, "train" if training else "eval", None)
         if switch is not None:
             switch()
@@ -361,9 +363,9 @@ class Trainer:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB on Linux
 
-    def _tell(self, event: Event) -> None:
+    def _emit(self, event: Event) -> None:
         write_event(self._events, event)
 
     def _on_sigterm(self, *_: object) -> None:
@@ -389,7 +391,7 @@ class Trainer:
     def _resume(self) -> None:
         state, trouble = load_state(self._state_file)
         if trouble is not None:
-            self._tell(WarningEvent(sentence=trouble))
+            self._emit(WarningEvent(sentence=trouble))
         if state is None:
             return
         if changed := [n for n, v in self.config.parameters.items() if state["parameters"].get(n) != v]:
@@ -397,7 +399,7 @@ class Trainer:
                 f"{self._state_file} was saved under another {changed[0]}: set it back to go on, "
                 "or remove the file to train anew"
             )
-        self._grow(state["rank"])
+        self._grow(state["rank"])  # first, so that the saved tensors fit
         for network, saved in zip(self._networks, state["networks"], strict=True):
             network.load_state_dict(saved)
         self._optimizer.load_state_dict(state["optimizer"])

@@ -135,7 +135,7 @@ def test_two_epochs_and_two_more_after_sigterm_are_four_straight_bit_for_bit(
         "caption_dropout_rate": 0.2, "caption_tag_dropout_rate": 0.2, "progressive_rank": "2:4,4:6",
         "optimizer_args": "slice_p=1" if optimizer == "Prodigy" else None,
     }  # fmt: skip
-    straight, tell = trained(trial("straight", **settings)), Trainer._tell
+    straight, tell = trained(trial("straight", **settings)), Trainer._emit
 
     def stop_after_two(self: Trainer, event: Event) -> None:
         tell(self, event)
@@ -143,7 +143,7 @@ def test_two_epochs_and_two_more_after_sigterm_are_four_straight_bit_for_bit(
             os.kill(os.getpid(), signal.SIGTERM)
 
     stopped = trial("stopped", **settings)
-    monkeypatch.setattr(Trainer, "_tell", stop_after_two)
+    monkeypatch.setattr(Trainer, "_emit", stop_after_two)
     assert run(stopped, "cpu", 1) == 0
     assert isinstance(events_of(stopped.parent)[-1], StoppedEvent)
     resumed = trained(stopped)

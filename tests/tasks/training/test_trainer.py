@@ -193,7 +193,7 @@ def test_a_state_that_cannot_be_read_costs_one_epoch(trial: Trial, broken: bytes
 
 
 def test_a_trainer_that_hangs_is_ended_and_said_to_hang(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_GRACE", 1.0)
+    monkeypatch.setattr(launch, "_STOP_GRACE", 1.0)
     config = trial(max_train_epochs=1000)
     with TrainerProcess(config, config.parent, device="cpu", threads=1, hung_after=30.0) as trainer:
         for event in trainer.follow():
