@@ -71,12 +71,18 @@ class Rule:
         return f"{self.left} {self.compare} {self.other or text_of(self.right)}"
 
 
+_LARGEST_WHOLE = 1e6
+"""Whole numbers below are written out: a resolution is 1024, not 1.02e+03."""
+
+
 def text_of(value: ParameterValue) -> str:
     """Return a parameter's value as a person writes it: 0.0004, cosine, true, 'not set'."""
     if value is None:
         return "not set"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_WHOLE:
+        return str(int(value))
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

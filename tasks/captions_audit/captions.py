@@ -150,7 +150,10 @@ def _unprotected(entries: Sequence[Entry], parameters: Parameters) -> list[Audit
     kept = int(parameters.get("keep_tokens") or 0)
     if not entries or not moves or kept > 0 or parameters.get("keep_tokens_separator"):
         return []
-    first, many = Counter(e.tags[0] for e in entries if e.tags).most_common(1)[0]
+    firsts = Counter(e.tags[0] for e in entries if e.tags)
+    if not firsts:
+        return []
+    first, many = firsts.most_common(1)[0]
     if many < _TRIGGER_SHARE * len(entries):
         return []
     bad = [e for e in entries if e.tags and e.tags[0] == first]

@@ -17,6 +17,8 @@ _MAX_NATIVE_SIDE = 128  # pixels; larger pictures are never taken for sprites at
 _ENLARGED_SIDE = 256  # pixels; the grid detector needs art pixels of at least 2 pixels, and more lines are safer
 _PIXELS_PER_COLOUR = 4
 """A small picture with at least this many pixels per colour is a sprite. A photograph has nearly one colour a pixel."""
+_LEAST_TIMES = 3
+"""The grid detector finds no cells of fewer than 3 pixels."""
 
 
 def read_picture(file: Path) -> tuple[Tensor, float]:
@@ -35,7 +37,7 @@ def read_picture(file: Path) -> tuple[Tensor, float]:
     layers = image.convert("RGBA")
     white = Image.new("RGBA", layers.size, "white")
     pixels = np.array(Image.alpha_composite(white, layers).convert("RGB"))
-    times = max(2, _ENLARGED_SIDE // max(pixels.shape[:2])) if _is_native(pixels) else 1
+    times = max(_LEAST_TIMES, _ENLARGED_SIDE // max(pixels.shape[:2])) if _is_native(pixels) else 1
     enlarged = pixels.repeat(times, 0).repeat(times, 1)
     return torch.from_numpy(enlarged).permute(2, 0, 1), times / step
 

@@ -190,6 +190,8 @@ def _campaign(data: dict[str, Any]) -> Save:
     name, settings, status, reason = (data[key] for key in ("name", "settings", "status", "end_reason"))
     if not (isinstance(name, str) and isinstance(settings, dict) and isinstance(status, str)):
         raise TypeError("name and status of a campaign must be texts, and its settings a table")
+    if reason is not None and not isinstance(reason, str):
+        raise TypeError("the end_reason of a campaign must be a text")
     return lambda store: store.save_campaign(name, settings, status, reason)
 
 

@@ -52,6 +52,7 @@ _SUBSET_ONLY_OPTIONS = {"image_dir", "is_reg", "class_tokens"}
 # Options that are refused unless they have this value, which is what this trainer does anyway.
 _ALLOWED = {"save_model_as": "safetensors", "network_multiplier": 1}
 # Optimizers whose own default of weight_decay is 0.01; that of all others is 0.
+_NEUTRAL_WORDS = {str(value).lower() for value in NEUTRAL}
 _ADAM = ("AdamW", "AdamW8bit", "PagedAdamW8bit")
 
 
@@ -140,11 +141,11 @@ def _plain(given: Values, where: str, notes: list[str]) -> Values:
         value = values.pop(name)
         if name in ("cache_latents_to_disk", "cache_text_encoder_outputs_to_disk"):
             continue
-        if _ALLOWED.get(name) == value:
+        if str(_ALLOWED.get(name)) == str(value):  # the command line gives texts
             continue
-        if name in REFUSED and value not in NEUTRAL:
+        if name in REFUSED and not _is_neutral(value):
             refused.append(f"{name} is not supported: {REFUSED[name]}")
-        elif name in NEEDLESS and value not in NEUTRAL:
+        elif name in NEEDLESS and not _is_neutral(value):
             notes.append(f"{name} has no effect: {NEEDLESS[name]}")
         elif name == "save_n_epoch_ratio":
             values |= _ratio(value, values)
@@ -153,6 +154,11 @@ def _plain(given: Values, where: str, notes: list[str]) -> Values:
     if refused:
         raise ConfigError(f"{where}: {'; '.join(refused)}")
     return {name: _single(name, value, where, notes) for name, value in values.items()}
+
+
+def _is_neutral(value: Any) -> bool:
+    """Return whether a value leaves an option off, as a value of TOML or as a word of the command line."""
+    return value in NEUTRAL or (isinstance(value, str) and value.strip().lower() in _NEUTRAL_WORDS)
 
 
 def _single(name: str, value: Any, where: str, notes: list[str]) -> Any:

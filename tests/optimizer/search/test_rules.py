@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer.search.rules import Rule
+from optimizer.search.rules import Rule, text_of
 from schema.errors import ConfigError
-from schema.parameters import Parameters
+from schema.parameters import Parameters, ParameterValue
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,11 @@ def test_any_text_is_a_rule_or_a_config_error(text: str) -> None:
 
 def test_unset_parameter_breaks_no_rule() -> None:
     assert Rule.parse("unet_lr <= 0.001").holds({"unet_lr": None})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1024.0, "1024"), (0.0004, "0.0004"), (1.0, "1"), (2.5, "2.5"), (True, "true"), (None, "not set")],
+)
+def test_values_are_written_as_people_do(value: ParameterValue, text: str) -> None:
+    assert text_of(value) == text

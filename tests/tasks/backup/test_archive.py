@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
@@ -11,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from schema.errors import ConfigError
 from tasks.backup.archive import extract, written
@@ -131,3 +134,24 @@ def test_a_home_without_a_proper_path_is_refused(backup: Path, tmp_path: Path, p
 def test_no_file_is_no_traceback(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         extract(tmp_path / "nothing", tmp_path / "out")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_any_damage_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("damage")
+    (folder / "rows").write_bytes(b"r" * 700)
+    with written(folder / "a") as archive:
+        archive.add("files/rows", folder / "rows")
+        archive.close(
+            made_at=datetime(2026, 11, 28, tzinfo=UTC), uid=uuid.UUID(int=1), earlier=(), path="/old", choice="all",
+            databases={}, elsewhere=None, files=1,
+        )  # fmt: skip
+    whole = (folder / "a").read_bytes()
+    changed = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    (folder / "b").write_bytes(changed[: data.draw(st.integers(1, len(changed)))])
+    with contextlib.suppress(ConfigError):
+        extract(folder / "b", folder / "out")
+        assert (folder / "out" / "files" / "rows").read_bytes() == b"r" * 700

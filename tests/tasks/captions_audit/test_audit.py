@@ -174,3 +174,9 @@ def test_a_large_picture_takes_bounded_memory(portraits: Path) -> None:
     pictures, kilobytes = map(int, run.stdout.split())
     assert pictures == 20
     assert kilobytes < 1.2e6  # it took 6 GB at 360 bytes a pixel
+
+
+def test_captions_without_any_tag_are_audited(portraits: Path) -> None:
+    for file in portraits.glob("*.txt"):
+        file.write_text(",")
+    assert audit_dataset(portraits, {"shuffle_caption": True}).pictures == 20

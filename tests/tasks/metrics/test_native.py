@@ -55,3 +55,11 @@ def test_what_is_no_picture_is_named(file: Path) -> None:
     file.write_text("no picture", encoding="utf-8")
     with pytest.raises(BadDataError, match=r"picture\.png"):
         read_picture(file)
+
+
+@pytest.mark.parametrize("side", [80, 96, 128])
+def test_a_sprite_of_any_native_size_has_a_grid(tmp_path: Path, side: int) -> None:
+    art = np.kron(np.random.default_rng(side).integers(0, 2, (side // 2, side // 2)), np.ones((2, 2), int))
+    art[0, 0] ^= 1  # so that not all pixels repeat in blocks
+    Image.fromarray((art * 255).astype(np.uint8)).save(tmp_path / "sprite.png")
+    assert read_picture(tmp_path / "sprite.png")[1] >= 3
