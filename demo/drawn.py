@@ -18,15 +18,15 @@ from torch import Tensor
 
 from demo.attributes import Attributes, Colour
 
-SIZE = 64
+SIZE = 64  # pixels; four for each of the 16 art pixels that the trained style has
 STYLES = {"portrait": 0.55, "cartoon": 0.15, "mosaic": 0.12, "sprite": 0.18}
 """Caption word of each style and its share of the pictures."""
 
 Place = tuple[Tensor, Tensor, Tensor]
 """Signed distance (B, H, W) to a shape, and the place (u, v) inside it."""
 
-_LIGHT = (-0.55, -0.6, 0.58)
-_INK = 0.1
+_LIGHT = (-0.55, -0.6, 0.58)  # towards the light: from above left, about unit length
+_INK = 0.1  # grey of outlines, nearly black; chosen by hand
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from demo.attributes import Attributes, Colour
 
-CELLS = 16
+CELLS = 16  # art pixels a side of DiceBear's Pixel Art style
 TRIGGER = "pixel art, portrait of a character"
 HAIR_STYLES = (  # those with enough hair to have a colour
     "long01", "long03", "long04", "long07", "long09", "long12", "long20", "long21", "short06", "short13", "short17",

@@ -33,8 +33,8 @@ from demo.attributes import Attributes
 from demo.drawn import STYLES, Colours, caption, draw_characters, random_blocks
 from demo.vae import LATENT_CHANNELS, SIZE, new_vae
 
-TEXT_WIDTH = 64
-CONTEXT = 77
+TEXT_WIDTH = 64  # features of a token; a small vocabulary needs no more. Chosen by hand
+CONTEXT = 77  # tokens, as CLIP has it: kohya's chunks and ours count on it
 SCHEDULE = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing",

@@ -20,13 +20,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-SIZE = 64
-LATENT_CHANNELS = 24
-WIDTHS = (12, 24, 48, 96)
-GROUPS = 4
-POSTERIOR_STD = 0.05
+SIZE = 64  # pixels, as `demo.drawn` draws
+LATENT_CHANNELS = 24  # of patches of 8 x 8 pixels, which have 192 values; keeps art pixels sharp
+WIDTHS = (12, 24, 48, 96)  # channels by level; three halvings give the factor 8 of Stable Diffusion
+GROUPS = 4  # divides every width
+POSTERIOR_STD = 0.05  # small beside latents of unit variance: encoding is nearly deterministic
 _WHITENING = 0.25  # half way from raw components to unit variance: keeps detail visible to the loss
-_CONSTANT = 30.0
+_CONSTANT = 30.0  # dwarfs what else a norm's group holds, so that the norm hardly changes it
 
 
 def new_vae(pictures: Tensor) -> AutoencoderKL:

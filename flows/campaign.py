@@ -30,6 +30,7 @@ from schema.campaign import Budget, campaign_json, load_campaign
 from schema.errors import PixelloopError
 from schema.parameters import Parameters
 from schema.runs import TrainingRun
+from schema.states import CampaignStatus
 
 
 def _run_name() -> str:
@@ -85,7 +86,7 @@ def _night(context: Context, trials: int | None) -> str:
         reason = work(context, budget)
     if pause.time_is_up() is None:
         _repeat_best(context, budget)
-    _save(context, "finished", reason)
+    _save(context, CampaignStatus.FINISHED, reason)
     analyse(context)
     progress.listener.message(f"campaign {context.name} ended: {reason}")
     _publish(context, reason)
@@ -122,13 +123,13 @@ def _as(context: Context, parameters: Parameters) -> Callable[[Proposal], Traini
 
 def _begin(context: Context) -> None:
     """Audit the data, register the campaign, learn from earlier ones, and measure the base model once."""
-    _save(context, "running", audit=audit_before(context).model_dump(mode="json"))
+    _save(context, CampaignStatus.RUNNING, audit=audit_before(context).model_dump(mode="json"))
     if adopted := adopt(context):
         progress.listener.message(f"{adopted} earlier runs on the same model and data are taken into account")
     if context.base() is None:
         stand_in = context.new_run(0, context.space.complete({}))
         result = measure_epoch(context, stand_in, 0, draw(context, None, None, 0))
-        _save(context, "running", base=result.model_dump(mode="json"))
+        _save(context, CampaignStatus.RUNNING, base=result.model_dump(mode="json"))
         progress.listener.message(f"base model without a LoRA: quality {progress.score(result.quality)}")
 
 

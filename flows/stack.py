@@ -28,7 +28,7 @@ from tasks.gpus import visible
 from tasks.home import Home, replace_text
 
 POOL = "gpu"
-_LOOK = 1.0
+_LOOK = 1.0  # seconds between looks: quick for a person, nothing for a CPU
 _WORKER_GRACE = 60.0
 """Seconds for a worker's campaigns to save their state."""
 

@@ -79,6 +79,14 @@ class EffectVerdict(StrEnum):
         return self in (EffectVerdict.CRITICAL, EffectVerdict.SECONDARY)
 
 
+class CampaignStatus(StrEnum):
+    """How far a campaign has come. *Interrupted* is only shown, where nothing runs that should."""
+
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    FINISHED = "finished"
+
+
 class ArtifactKind(StrEnum):
     """Name the kind of a file that a run produced."""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
-_VALUES = 8
+_VALUES = 8  # values of an attribute that fit a line of 120 characters
 
 out = Console()
 

@@ -37,6 +37,7 @@ from flows.cli.queue import queue
 from flows.cli.store import import_, log
 from flows.cli.up import down, login, up
 from schema.errors import NotFoundError, PixelloopError
+from schema.states import CampaignStatus
 
 if TYPE_CHECKING:
     from tasks.reports.leaderboard import Row
@@ -156,8 +157,8 @@ def status(
         ledger = services.ledger(record.name, history)
         refused = services.store.refused()
         state = record.status
-        if state == "running" and services.embedded is not None and is_free(services.home.at_work):
-            state = "interrupted"
+        if state == CampaignStatus.RUNNING and services.embedded is not None and is_free(services.home.at_work):
+            state = CampaignStatus.INTERRUPTED
     from tasks.home import Home
     from tasks.reports.leaderboard import leaderboard
     from tasks.reports.wording import gate

@@ -23,7 +23,7 @@ from schema.settings import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BATCH = 32
+_BATCH = 32  # pictures read at a time; measuring bounds its own memory
 _WIDE = 100
 """Characters a line from which hex codes fit into the table."""
 

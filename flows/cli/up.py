@@ -22,7 +22,7 @@ from tasks.child_process import child_environment, module_command
 if TYPE_CHECKING:
     from tasks.home import Home
 
-_START, _END = 180.0, 120.0
+_START, _END = 180.0, 120.0  # seconds; far above a first start on a busy machine, and twice a trainer's grace
 
 out = Console()
 

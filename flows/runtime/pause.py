@@ -15,7 +15,7 @@ from optimizer.control.budget import deadline
 from tasks.home import Home
 from tasks.training.launch import TrainerProcess
 
-_LOOK = 1.0
+_LOOK = 1.0  # seconds between looks: quick for a person, nothing for a CPU
 _ends_at: datetime | None = None
 _waited = 0.0
 

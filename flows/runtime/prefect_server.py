@@ -32,7 +32,7 @@ from tasks.child_process import module_command
 from tasks.home import replace_text
 from tasks.web_guard import WebGuard
 
-_LOOK = 1.0
+_LOOK = 1.0  # seconds between looks: quick for a person, nothing for a CPU
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from flows.runtime import interrupt, progress
 
 Answer = TypeVar("Answer")
 _PATIENCE = 600.0  # seconds that a server may be away
-_LOOK = 1.0
+_LOOK = 1.0  # seconds between looks: quick for a person, nothing for a CPU
 
 
 def patiently(call: Callable[[], Answer]) -> Answer:

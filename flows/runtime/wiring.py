@@ -159,7 +159,7 @@ _homes: dict[Path, Services] = {}
 _campaigns: dict[tuple[Path, Path], Context] = {}
 _sessions: list[None] = []
 _pinned: list[tuple[Claim, str]] = []  # with the GPUs that it was chosen from
-_LOOK = 5.0
+_LOOK = 5.0  # seconds between looks for a free GPU: trials take minutes
 
 
 def open_home(home: str) -> Services:

@@ -18,9 +18,9 @@ from tasks.store.records import RecordStore
 from tasks.store.tables import Row
 
 _PAGE = 1000  # rows asked for at once; a project's Max rows may give fewer, and does not say so
-_TRIES = 4
-_TIMEOUT = 30.0
-AWAY = {429, 502, 503, 504, 520}
+_TRIES = 4  # with growing pauses, about two seconds in all; chosen by hand
+_TIMEOUT = 30.0  # seconds of silence; chosen by hand
+AWAY = {429, 502, 503, 504, 520}  # too many requests, a gateway without a server behind it; 520 is Cloudflare's
 _LOST = (httpx.TransportError,)
 _REFERS_TO_NOTHING = "23503"
 
