@@ -75,3 +75,14 @@ def test_everything_moves_in_one_file(place: Path) -> None:
     assert answer(place, "db", "export", "again.jsonl.gz", home="new") == out
     assert (place / "again.jsonl.gz").read_bytes() == (place / "all.jsonl.gz").read_bytes()
     assert answer(place, "db", "migrate", home="new") == {"applied": []}
+
+
+def test_a_database_that_is_gone_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "runs" / "night" / "000").mkdir(parents=True)
+    (home / "home.json").write_text(json.dumps({"uid": "c4aeadc8-dfde-46d6-9eaa-2ae71b0acacd"}))
+    for command in (["status"], ["runs", "--json"]):
+        done = pixelloop(*command, "--home", "home", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "is missing, though the home holds trials: restore a backup" in " ".join(done.stderr.split())
+    assert sorted(path.name for path in home.iterdir()) == ["home.json", "runs"]

@@ -133,6 +133,16 @@ def test_it_starts_without_path(server: EmbeddedPostgres) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_only_data_that_were_never_there_are_missing(server: EmbeddedPostgres) -> None:
+    assert server.is_missing()
+    server.start()
+    assert not server.is_missing()
+    server.stop()
+    (server.root / "state.json").unlink()
+    assert not server.is_missing()
+    server.start()
+
+
 def test_the_last_one_out_stops_it(server: EmbeddedPostgres) -> None:
     url = server.start()
     with psycopg.connect(url):
