@@ -13,13 +13,13 @@ from schema.base import Frozen
 from schema.errors import ConfigError, PixelloopError
 from tasks import identity
 from tasks.claims import Claim
-from tasks.home import Home
+from tasks.home import Home, missing_database
 from tasks.store import cluster
 from tasks.store.address import postgres_address
 from tasks.store.embedded import EmbeddedPostgres
 from tasks.store.libpq import VARIABLES, drop_libpq
 from tasks.store.outside import check_owner
-from tasks.store.spool import refused_rows
+from tasks.store.spool import readable, refused_rows
 
 _FULL, _TIGHT = 1 << 30, 10 << 30  # bytes: less than one run of an SD1.5 LoRA needs; less than a night needs
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -49,9 +49,9 @@ def examine(home: Home, environ: Mapping[str, str]) -> Iterator[Finding]:
     yield from check_environment(environ)
     yield from check_disk(home.root)
     yield from check_home(home)
-    if home.exists:
+    if home.exists or _holds_work(home):
         if "DATABASE_URL" not in environ:
-            yield from check_database(home.postgres)
+            yield from check_database(home, rows_elsewhere="SUPABASE_URL" in environ)
         yield from check_outbox(home.outbox)
     yield from check_torch()
 
@@ -121,11 +121,21 @@ def check_home(home: Home) -> Iterator[Finding]:
     staging = home.root.with_name(f".{home.root.name}.restoring")
     if staging.exists():
         yield _warning("home", f"{staging} is left by a restore that did not end", "repeat the restore, or remove it")
+    file = home.root / identity.FILE
+    if file.is_dir():
+        yield _problem("home", f"{file} is a folder", "remove it, and restore the file from a backup of this home")
+        return
+    if not home.exists and _holds_work(home):
+        yield _problem(
+            "home", f"{file} is missing, though {home.root} holds a database or trials",
+            "restore the file from a backup: with a new identity, the runs count as another home's",
+        )  # fmt: skip
+        return
     if not home.exists:
         yield _problem("home", f"no pixelloop home at {home.root}", "name one with --home, or start a campaign in it")
         return
     try:
-        known = identity.read(home.root / identity.FILE)
+        known = identity.read(file)
     except (ConfigError, OSError) as error:
         yield _problem("home", str(error), "restore home.json from a backup of this home")
         return
@@ -137,11 +147,26 @@ def check_home(home: Home) -> Iterator[Finding]:
         yield _ok("home", str(home.root))
 
 
-def check_database(root: Path) -> Iterator[Finding]:
-    """Check where the data lie, whose they are, and whether a server serves them."""
+def check_database(home: Home, rows_elsewhere: bool = False) -> Iterator[Finding]:
+    """Check where the data lie, whose they are, and whether a server serves them.
+
+    Args:
+        rows_elsewhere: a home whose rows are in a Supabase project can do without its former data.
+    """
+    root = home.postgres
     server = EmbeddedPostgres(root)
+    if server.is_missing() and home.has_trials() and not rows_elsewhere:
+        sentence, _, fix = missing_database(home).partition(": ")
+        yield _problem("database", sentence, fix)
+        return
     if not root.exists():
         yield _ok("database", "none yet: the first campaign makes one")
+        return
+    if (root / "state.json").is_dir():
+        yield _problem(
+            "database", f"{root / 'state.json'} is a folder",
+            "move it away: the next command makes the file anew and sets a new password",
+        )  # fmt: skip
         return
     data = server.data()
     if data is None:
@@ -155,27 +180,33 @@ def check_database(root: Path) -> Iterator[Finding]:
     yield from _check_data(root, data)
     running = cluster.postmaster(data)
     if running is None:
-        yield _ok("database", "no server runs: the next command starts one")
+        yield _ok("server", "no server runs: the next command starts one")
         return
     drop_libpq()
     if not server.answers():
         yield _problem(
-            "database", f"process {running[0]} serves the data, but does not answer",
+            "server", f"process {running[0]} serves the data, but does not answer",
             f"see {data.parent / 'server.log'}, or end it: kill -INT {running[0]}",
         )  # fmt: skip
     elif (alone := Claim.take(root / "users")) is not None:
         alone.release()
         yield _warning(
-            "database", f"Postgres (process {running[0]}) was left running by a process that was killed",
+            "server", f"Postgres (process {running[0]}) was left running by a process that was killed",
             "nothing to do: the next command uses it and ends it",
         )  # fmt: skip
     else:
-        yield _ok("database", f"its server answers at port {running[1]}")
+        yield _ok("server", f"its server answers at port {running[1]}")
 
 
 def _check_data(root: Path, data: Path) -> Iterator[Finding]:
     try:
         cluster.check_version(data)
+        if not (data / "postgresql.conf").is_file():
+            yield _problem(
+                "database", f"{data / 'postgresql.conf'} is missing: the server cannot start",
+                "restore a backup, or copy that file from the database folder of another home",
+            )  # fmt: skip
+            return
         if data.is_relative_to(root.absolute()):
             yield _ok("database", f"its data lie in {data}")
             return
@@ -196,8 +227,18 @@ def check_outbox(folder: Path) -> Iterator[Finding]:
             "outbox", f"{len(refused)} rows were refused by the database: {folder / 'refused.jsonl'} says why",
             "correct what it names, then 'pixelloop db retry'",
         )  # fmt: skip
-    if waiting := _lines(folder / "waiting.jsonl"):
+    waiting = _lines(folder / "waiting.jsonl")
+    if torn := sum(not readable(line.encode())[0] for line in waiting):
+        yield _warning(
+            "outbox", f"{torn} of {len(waiting)} lines in {folder / 'waiting.jsonl'} cannot be read",
+            "nothing to do: whole lines are set aside in refused.jsonl, and a line torn at the end is dropped",
+        )  # fmt: skip
+    if waiting:
         yield _warning("outbox", f"{len(waiting)} rows wait for the database", "they are sent when it is back")
+
+
+def _holds_work(home: Home) -> bool:
+    return not EmbeddedPostgres(home.postgres).is_missing() or home.has_trials()
 
 
 def _lines(file: Path) -> list[str]:

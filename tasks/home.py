@@ -178,6 +178,13 @@ class Home:
         """Folder of one trial."""
         return TrialFolder(self.root / "runs" / _plain(campaign) / f"{number:03d}")
 
+    def has_trials(self) -> bool:
+        """Return whether the home has folders of trials, whose rows were in a database then."""
+        try:
+            return any(folder.name.isdecimal() and folder.is_dir() for folder in (self.root / "runs").glob("*/*"))
+        except OSError:
+            return False
+
     def base_samples(self, campaign: str) -> TrialFolder:
         """Folder of what the base model draws without a LoRA."""
         return TrialFolder(self.root / "runs" / _plain(campaign) / "base")
@@ -217,6 +224,14 @@ class Home:
         if "\0" in path or not any(full.resolve().is_relative_to(place.resolve()) for place in places):
             raise StoreError(f"{path} of the database lies outside {places[0]}, so it is left alone: mend the row")
         return full
+
+
+def missing_database(home: Home) -> str:
+    """Say that the database of a home with trials is gone; an empty one in its place would hide the loss."""
+    return (
+        f"the database of {home.root} is missing, though the home holds trials: restore a backup, or set DATABASE_URL "
+        f"again if the rows are there, or move {home.root / 'runs'} away to begin anew"
+    )
 
 
 def _plain(campaign: str) -> str:

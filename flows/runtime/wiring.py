@@ -24,7 +24,7 @@ from optimizer.search.space import Space
 from optimizer.search.study import CampaignStudy
 from optimizer.search.surrogate import Surrogate
 from schema.campaign import Campaign, CampaignFile, load_campaign
-from schema.errors import ConfigError, NotFoundError
+from schema.errors import ConfigError, NotFoundError, StoreError
 from schema.findings import GateLedger
 from schema.parameters import Parameters
 from schema.prompts import PromptSuite, load_prompts
@@ -34,7 +34,7 @@ from tasks import gpus
 from tasks.base_model import check_base_model
 from tasks.child_process import child_environment
 from tasks.claims import Claim
-from tasks.home import Home, TrialFolder
+from tasks.home import Home, TrialFolder, missing_database
 from tasks.identity import settle
 from tasks.store.address import postgres_address
 from tasks.store.base import CampaignRecord, Store
@@ -189,11 +189,17 @@ def _open_home(place: Home) -> Services:
 
 
 def _database(place: Home, settings: Settings) -> tuple[EmbeddedPostgres | None, Callable[[], str]]:
-    """Start the home's own server, or check the address of the user's."""
+    """Start the home's own server, or check the address of the user's.
+
+    Raises:
+        StoreError: the home had a database, which is not there.
+    """
     if settings.database_url is not None:
         url = postgres_address(settings.database_url.get_secret_value())
         return None, lambda: url
     embedded = EmbeddedPostgres(place.postgres, _say)
+    if settings.supabase_url is None and embedded.is_missing() and place.has_trials():
+        raise StoreError(missing_database(place))
     embedded.start()
     return embedded, embedded.url
 

@@ -88,8 +88,12 @@ def reachable(folder: Path, user: User | None) -> Iterator[tuple[str, tuple[int,
 
 
 def enters(folder: Path, user: User | None) -> bool:
-    """Return whether the server's user may enter a folder, and all those above it."""
-    return run(["test", "-x", str(folder)], subprocess.DEVNULL, user) == 0
+    """Return whether the server's user may enter a folder, and all those above it.
+
+    A process of that user asks the kernel, which knows access lists and mounts as well. Its program needs a path of its
+    own: cron jobs and services may run without PATH.
+    """
+    return run(["/bin/sh", "-c", 'test -x "$1"', "sh", str(folder)], subprocess.DEVNULL, user) == 0
 
 
 def serves(pid: int, data: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import secrets
 import shutil
 import time
@@ -131,6 +132,14 @@ class EmbeddedPostgres:
         """Return the data folder, None where none is known."""
         return None if self.state() is None else self._data
 
+    def is_missing(self) -> bool:
+        """Return whether there is neither data nor a state that says where they are: a start would make new data.
+
+        What is left of a state or data still counts as there, so that `start` says what is wrong with it.
+        """
+        left = (self.root / "server", self._state_file)
+        return find_data(self.root) is None and (self._creating.exists() or not any(map(os.path.lexists, left)))
+
     def answers(self) -> bool:
         """Return whether this home's server answers now."""
         return self.state() is not None and self._is_ours()
@@ -168,6 +177,8 @@ class EmbeddedPostgres:
 
     def _prepare(self) -> None:
         """Make sure that there is a data folder of this home and a state that fits it."""
+        if self._state_file.is_dir():
+            raise StoreError(f"{self._state_file} is a folder: move it away, then run this again, which makes the file")
         if self.state() is None:
             if self._creating.exists():
                 self._clean()

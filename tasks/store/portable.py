@@ -11,12 +11,13 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from schema.errors import ConfigError
+from tasks.store.row_check import check_rows
 from tasks.store.tables import Row, Tables, clean
 
 TABLES = (
@@ -35,14 +36,20 @@ _NAMES = {
 """The column of each table that names the campaign of a row."""
 
 _LINKS = {"training_runs": "parent_run_uid"}
+_RUNS = {
+    "training_runs": ("parent_run_uid",), "epoch_results": ("run_uid",), "human_ratings": ("run_uid",),
+    "picture_votes": ("run_uid", "other_run_uid"), "artifacts": ("run_uid",),
+}  # fmt: skip
+"""The columns of each table that name a run, which must be in the file or the database."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of a file, and its table."""
+    """A row of a file, its table, and the line that it stands in."""
 
     table: str
     row: Row
+    where: str
 
 
 def export(tables: Tables, file: Path, campaign: str | None = None) -> dict[str, int]:
@@ -77,10 +84,13 @@ def restore(tables: Tables, rows: Sequence[Entry]) -> dict[str, int]:
         Number of rows by table.
 
     Raises:
-        ConfigError: a run has the number of another run in the database, so nothing was written.
+        ConfigError: a run has the number of another run in the database, or a row belongs to a run that is neither
+            there nor in the file. Nothing was written.
         StoreError: the database refuses a row; those before it are in.
     """
-    _refuse_taken(tables, rows)
+    known = tables.select("training_runs", ("uid", "campaign", "number"), {}, ("uid",)) if rows else []
+    _refuse_taken(known, rows)
+    _refuse_orphans(known, rows)
     counts = dict.fromkeys(TABLES, 0)
     later: list[Row] = []
     for table, entries in groupby(rows, key=lambda entry: entry.table):
@@ -101,12 +111,12 @@ def read_export(file: Path) -> list[Entry]:
     """Read all rows of a file of `export`.
 
     Raises:
-        ConfigError: it is no such file, or not a whole one.
+        ConfigError: it is no such file, not a whole one, or has a row that could not be read from a database.
     """
     try:
         data = file.read_bytes()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-        entries = [json.loads(line) for line in text.split("\n") if line]
+        entries = [clean(json.loads(line)) for line in text.split("\n") if line]
     except FileNotFoundError:
         raise ConfigError(f"{file} does not exist: check the path") from None
     except RecursionError:
@@ -115,7 +125,9 @@ def read_export(file: Path) -> list[Entry]:
         raise ConfigError(f"{file} cannot be read: {error!s:.300}") from None
     if not entries or entries[0] != _HEAD:
         raise ConfigError(f"{file} was not written by 'pixelloop db export'")
-    return [_entry(entry, f"{file} line {number}") for number, entry in enumerate(entries[1:], 2)]
+    rows = [_entry(entry, f"{file} line {number}") for number, entry in enumerate(entries[1:], 2)]
+    check_rows([(row.where, row.table, row.row) for row in rows])
+    return rows
 
 
 def renamed(rows: Sequence[Entry], name: str, file: Path) -> list[Entry]:
@@ -130,7 +142,7 @@ def renamed(rows: Sequence[Entry], name: str, file: Path) -> list[Entry]:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ConfigError(f"{name!r:.100} is no name for a campaign: take letters, digits, - and _")
     return [
-        Entry(row.table, row.row | {column: name}) if (column := _NAMES.get(row.table)) and row.row.get(column) else row
+        replace(row, row=row.row | {column: name}) if (column := _NAMES.get(row.table)) and row.row.get(column) else row
         for row in rows
     ]
 
@@ -141,15 +153,25 @@ def _entry(entry: Any, where: str) -> Entry:
         raise ConfigError(f"{where} was not written by 'pixelloop db export': it holds no row of a table")
     if not isinstance(row.get("campaign", ""), str | None) or not isinstance(row.get("number", 0), int | None):
         raise ConfigError(f"{where} was not written by 'pixelloop db export': its campaign or number is none")
-    return Entry(table, row)
+    return Entry(table, row, where)
 
 
-def _refuse_taken(tables: Tables, rows: Sequence[Entry]) -> None:
+def _refuse_orphans(known: Sequence[Row], rows: Sequence[Entry]) -> None:
+    """Check that the run of each row is in the file or the database, before anything is written."""
+    runs = {str(row["uid"]) for row in known} | {str(e.row.get("uid")) for e in rows if e.table == "training_runs"}
+    for entry in rows:
+        for column in _RUNS.get(entry.table, ()):
+            run = entry.row.get(column)
+            if run is not None and str(run) not in runs:
+                raise ConfigError(
+                    f"{entry.where}: {entry.table}: {column} names run {run!s:.100}, which is neither in the file nor "
+                    "in the database; nothing was imported"
+                )
+
+
+def _refuse_taken(known: Sequence[Row], rows: Sequence[Entry]) -> None:
     """Check that no run gets a number that another run has, before anything is written."""
     runs = [row.row for row in rows if row.table == "training_runs"]
-    if not runs:
-        return
-    known = tables.select("training_runs", ("uid", "campaign", "number"), {}, ("uid",))
     taken = {(row["campaign"], row["number"]): str(row["uid"]) for row in known if row["number"] is not None}
     clashes: dict[str, list[int]] = {}
     for run in runs:

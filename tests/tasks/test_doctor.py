@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from schema.errors import StoreError
 from tasks.doctor import Finding, Severity, check_database, check_environment, check_home, check_outbox, examine
 from tasks.home import Home
 from tasks.store import cluster
@@ -25,28 +26,33 @@ def worst(findings: Iterator[Finding]) -> tuple[Severity, str]:
 
 def test_a_database_is_examined_without_being_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = EmbeddedPostgres(tmp_path / "postgres")
-    assert worst(check_database(server.root)) == (Severity.OK, "none yet: the first campaign makes one")
+    assert worst(check_database(Home.at(tmp_path))) == (Severity.OK, "none yet: the first campaign makes one")
     assert not server.root.exists()
     server.start()
     monkeypatch.setenv("PGSSLMODE", "require")
     try:
-        assert worst(check_database(server.root))[0] is Severity.OK
+        assert worst(check_database(Home.at(tmp_path)))[0] is Severity.OK
         assert server._use is not None
         server._use.release()  # its process was killed
-        assert worst(check_database(server.root))[1].endswith("was left running by a process that was killed")
+        assert worst(check_database(Home.at(tmp_path)))[1].endswith("was left running by a process that was killed")
         server.stop()
-        assert [f.severity for f in check_database(server.root)] == [Severity.OK] * 2
+        found = list(check_database(Home.at(tmp_path)))
+        assert [(f.check, f.severity) for f in found] == [("database", Severity.OK), ("server", Severity.OK)]
         state = (server.root / "state.json").read_text()
         (server.root / "state.json").write_text("")
-        assert worst(check_database(server.root))[0] is Severity.WARNING
+        assert worst(check_database(Home.at(tmp_path)))[0] is Severity.WARNING
         assert cluster.postmaster(server.root / "server" / "data") is None
         (server.root / "state.json").write_text(state)
+        settings = server.root / "server" / "data" / "postgresql.conf"
+        settings.rename(settings.with_name("away.conf"))
+        severity, sentence = worst(check_database(Home.at(tmp_path)))
+        assert (severity, sentence.partition(":")[0]) == (Severity.PROBLEM, f"{settings} is missing")
         (server.root / "server" / "data" / "PG_VERSION").write_text("17\n")
-        assert "was written by Postgres 17" in worst(check_database(server.root))[1]
+        assert "was written by Postgres 17" in worst(check_database(Home.at(tmp_path)))[1]
     finally:
         remove(server)
     shutil.rmtree(server.root / "server", ignore_errors=True)
-    assert worst(check_database(server.root))[0] is Severity.PROBLEM
+    assert worst(check_database(Home.at(tmp_path)))[0] is Severity.PROBLEM
 
 
 @pytest.mark.parametrize(
@@ -75,6 +81,44 @@ def test_rows_that_did_not_arrive_are_counted(tmp_path: Path) -> None:
     severity, sentence = worst(check_outbox(tmp_path))
     assert severity is Severity.PROBLEM
     assert "1 rows were refused" in sentence
+
+
+def test_rows_that_wait_and_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "waiting.jsonl").write_text('{"kind": "run"}\nx\n{"torn')
+    first, second = check_outbox(tmp_path)
+    assert (first.severity, second.severity) == (Severity.WARNING, Severity.WARNING)
+    assert first.sentence.startswith("2 of 3 lines in ")
+    assert second.sentence == "3 rows wait for the database"
+
+
+def test_a_database_that_is_gone_while_its_trials_are_here_is_a_problem(tmp_path: Path) -> None:
+    home = Home.at(tmp_path)
+    _ = home.uid
+    home.trial("night", 0).root.mkdir(parents=True)
+    severity, sentence = worst(check_database(home))
+    assert severity is Severity.PROBLEM
+    assert sentence == f"the database of {tmp_path} is missing, though the home holds trials"
+    assert worst(check_database(home, rows_elsewhere=True))[0] is Severity.OK
+    assert not home.postgres.exists()
+
+
+def test_a_lost_identity_is_not_taken_for_a_new_home(tmp_path: Path) -> None:
+    home = Home.at(tmp_path / "home")
+    home.trial("night", 0).root.mkdir(parents=True)
+    severity, sentence = worst(check_home(home))
+    assert severity is Severity.PROBLEM
+    assert sentence == f"{home.root / 'home.json'} is missing, though {home.root} holds a database or trials"
+    assert "database" in {f.check for f in examine(home, {})}
+    (home.root / "home.json").mkdir()
+    assert worst(check_home(home)) == (Severity.PROBLEM, f"{home.root / 'home.json'} is a folder")
+
+
+def test_a_state_that_is_a_folder_is_named(tmp_path: Path) -> None:
+    state = tmp_path / "postgres" / "state.json"
+    state.mkdir(parents=True)
+    assert worst(check_database(Home.at(tmp_path))) == (Severity.PROBLEM, f"{state} is a folder")
+    with pytest.raises(StoreError, match="is a folder: move it away"):
+        EmbeddedPostgres(tmp_path / "postgres").start()
 
 
 def test_a_home_is_examined_without_being_made(tmp_path: Path) -> None:

@@ -45,6 +45,15 @@ def test_paths_inside_the_home_are_kept_relative(tmp_path: Path) -> None:
     assert home.absolute(home.relative(outside)) == outside
 
 
+def test_trials_are_told_from_other_folders(tmp_path: Path) -> None:
+    home = Home.at(tmp_path)
+    assert not home.has_trials()
+    home.base_samples("night").root.mkdir(parents=True)
+    assert not home.has_trials()
+    home.trial("night", 1000).root.mkdir()
+    assert home.has_trials()
+
+
 def test_a_copy_replaces_its_target_whole(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("new")
     (tmp_path / "b").write_text("old")

@@ -75,3 +75,29 @@ def test_everything_moves_in_one_file(place: Path) -> None:
     assert answer(place, "db", "export", "again.jsonl.gz", home="new") == out
     assert (place / "again.jsonl.gz").read_bytes() == (place / "all.jsonl.gz").read_bytes()
     assert answer(place, "db", "migrate", home="new") == {"applied": []}
+
+
+def test_an_import_that_could_not_be_read_again_leaves_the_rows_alone(place: Path) -> None:
+    answer(place, "db", "export", "good.jsonl")
+    before = answer(place, "status")
+    lines = [json.loads(line) for line in (place / "good.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines, 1):
+        if line.get("table") == "training_runs":
+            line["row"]["all_parameters"], bad = [1, 2, 3], number
+    (place / "bad.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = pixelloop("db", "import", "bad.jsonl", "--home", "old", cwd=place)
+    assert done.returncode == 2
+    assert "all_parameters cannot be [1, 2, 3]" in " ".join(done.stderr.split())
+    assert bad
+    assert answer(place, "status") == before
+
+
+def test_a_database_that_is_gone_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "runs" / "night" / "000").mkdir(parents=True)
+    (home / "home.json").write_text(json.dumps({"uid": "c4aeadc8-dfde-46d6-9eaa-2ae71b0acacd"}))
+    for command in (["status"], ["runs", "--json"]):
+        done = pixelloop(*command, "--home", "home", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "is missing, though the home holds trials: restore a backup" in " ".join(done.stderr.split())
+    assert sorted(path.name for path in home.iterdir()) == ["home.json", "runs"]

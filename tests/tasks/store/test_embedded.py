@@ -125,6 +125,24 @@ def test_a_home_that_everybody_may_enter_holds_its_data(server: EmbeddedPostgres
         server.stop()
 
 
+def test_it_starts_without_path(server: EmbeddedPostgres) -> None:
+    """Cron jobs and services may have none."""
+    program = f"from tasks.store.embedded import *; EmbeddedPostgres(Path({str(server.root)!r})).start()"
+    bare = {"PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run([sys.executable, "-c", program], env=bare, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_only_data_that_were_never_there_are_missing(server: EmbeddedPostgres) -> None:
+    assert server.is_missing()
+    server.start()
+    assert not server.is_missing()
+    server.stop()
+    (server.root / "state.json").unlink()
+    assert not server.is_missing()
+    server.start()
+
+
 def test_the_last_one_out_stops_it(server: EmbeddedPostgres) -> None:
     url = server.start()
     with psycopg.connect(url):
