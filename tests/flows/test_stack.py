@@ -35,10 +35,13 @@ def of_home(home: Path) -> list[psutil.Process]:
     """Everything that runs for a home: what names it, the database wherever its data lie, and all their children."""
     state = home / "postgres" / "state.json"
     data = str(home / "postgres" / json.loads(state.read_text())["data"]) if state.exists() else str(home)
+    # As root the database's command line names its data by a file descriptor; its current folder is the data.
     named = [
-        p for p in psutil.process_iter(["cmdline"]) if {str(home), data} & set(p.info["cmdline"] or []) or
-        str(home) in " ".join(p.info["cmdline"] or [])
-    ]  # fmt: skip
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if {str(home), data} & {*(process.info["cmdline"] or []), process.info["cwd"]}
+        or str(home) in " ".join(process.info["cmdline"] or [])
+    ]
     found = {p.pid: p for p in named}
     for process in named:
         with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended since, as a connection's backend does
