@@ -162,15 +162,11 @@ class _Server:
         watcher.start()
         try:
             yield
-        except BaseException:
-            if self._failure is not None:
-                raise self._failure from None
-            raise
         finally:
             ended.set()
             watcher.join()
-        if self._failure is not None:
-            raise self._failure
+            if self._failure is not None:  # in place of the interrupt by which it ended this process's work
+                raise self._failure from None
 
     def _watch(self, ended: threading.Event) -> None:
         while not ended.wait(_LOOK):

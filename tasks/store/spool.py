@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from schema.errors import StoreError
+from pydantic import BaseModel
+
+from schema.errors import StoreError, shorten
 from schema.findings import Analysis, Hypothesis, ParameterEffect, Principle, RefusedProposal
 from schema.runs import Artifact, EpochResult, HumanRating, PictureVote, TrainingRun
 from tasks.durable import commit
 from tasks.store.base import Store
 
 Save = Callable[[Store], None]
+Record = TypeVar("Record", bound=BaseModel)
 _SHORT = 300  # characters of a reason: a message may repeat the whole value that is wrong
 _START = b'{"kind": '  # how each line of ours starts
 
@@ -52,7 +55,7 @@ class RefusedRow:
     def sentence(self) -> str:
         """Say in one line what was refused and why."""
         name = next((str(self.data[key]) for key in ("run_name", "name", "uid", "campaign") if key in self.data), "")
-        return f"{self.kind} {name}".strip() + f": {_shortened(self.reason)}"
+        return f"{self.kind} {name}".strip() + f": {shorten(self.reason, _SHORT)}"
 
 
 class Spool:
@@ -183,7 +186,7 @@ def why(error: Exception) -> str:
         return f"{error} is missing"
     if isinstance(error, RecursionError):
         return "it is nested too deep"
-    return _shortened(" ".join(str(error).split()) or type(error).__name__)
+    return shorten(" ".join(str(error).split()) or type(error).__name__, _SHORT)
 
 
 def _campaign(data: dict[str, Any]) -> Save:
@@ -195,19 +198,14 @@ def _campaign(data: dict[str, Any]) -> Save:
     return lambda store: store.save_campaign(name, settings, status, reason)
 
 
-def _run(data: dict[str, Any]) -> Save:
-    run = TrainingRun.model_validate(data)
-    return lambda store: store.save_run(run)
+def _record(model: type[Record], save: Callable[[Store, Record], None]) -> Callable[[dict[str, Any]], Save]:
+    """Return what reads a record of one model, to be saved by one function."""
 
+    def read(data: dict[str, Any]) -> Save:
+        record = model.model_validate(data)
+        return lambda store: save(store, record)
 
-def _epoch(data: dict[str, Any]) -> Save:
-    epoch = EpochResult.model_validate(data)
-    return lambda store: store.save_epoch(epoch)
-
-
-def _refusal(data: dict[str, Any]) -> Save:
-    refusal = RefusedProposal.model_validate(data)
-    return lambda store: store.save_refusal(refusal)
+    return read
 
 
 def _hypotheses(data: dict[str, Any]) -> Save:
@@ -215,41 +213,24 @@ def _hypotheses(data: dict[str, Any]) -> Save:
     return lambda store: store.save_hypotheses(hypotheses)
 
 
-def _analysis(data: dict[str, Any]) -> Save:
-    analysis = Analysis.model_validate(data)
-    return lambda store: store.save_analysis(analysis)
-
-
-def _principle(data: dict[str, Any]) -> Save:
-    principle = Principle.model_validate(data)
-    return lambda store: store.save_principle(principle)
-
-
 def _effects(data: dict[str, Any]) -> Save:
     run_uid, effects = uuid.UUID(data["run_uid"]), [ParameterEffect.model_validate(e) for e in data["effects"]]
     return lambda store: store.save_parameter_analysis(run_uid, effects)
 
 
-def _vote(data: dict[str, Any]) -> Save:
-    vote = PictureVote.model_validate(data)
-    return lambda store: store.save_vote(vote)
-
-
-def _rating(data: dict[str, Any]) -> Save:
-    rating = HumanRating.model_validate(data)
-    return lambda store: store.save_rating(rating)
-
-
-def _artifact(data: dict[str, Any]) -> Save:
-    artifact = Artifact.model_validate(data)
-    return lambda store: store.save_artifact(artifact)
-
-
 _SAVING: dict[str, Callable[[dict[str, Any]], Save]] = {
-    "campaign": _campaign, "run": _run, "epoch": _epoch, "refusal": _refusal, "hypotheses": _hypotheses,
-    "analysis": _analysis, "principle": _principle, "effects": _effects, "vote": _vote, "rating": _rating,
-    "artifact": _artifact,
-}  # fmt: skip
+    "campaign": _campaign,
+    "run": _record(TrainingRun, lambda store, run: store.save_run(run)),
+    "epoch": _record(EpochResult, lambda store, epoch: store.save_epoch(epoch)),
+    "refusal": _record(RefusedProposal, lambda store, refusal: store.save_refusal(refusal)),
+    "hypotheses": _hypotheses,
+    "analysis": _record(Analysis, lambda store, analysis: store.save_analysis(analysis)),
+    "principle": _record(Principle, lambda store, principle: store.save_principle(principle)),
+    "effects": _effects,
+    "vote": _record(PictureVote, lambda store, vote: store.save_vote(vote)),
+    "rating": _record(HumanRating, lambda store, rating: store.save_rating(rating)),
+    "artifact": _record(Artifact, lambda store, artifact: store.save_artifact(artifact)),
+}
 
 
 def _refused(line: bytes) -> RefusedRow:
@@ -299,7 +280,3 @@ def _tail(file: Any) -> bytes:
         if data.endswith(b"\n") or b"\n" in data or size >= end:
             return data
         size *= 1024
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SHORT else text[:_SHORT] + " ..."
