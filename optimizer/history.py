@@ -42,6 +42,12 @@ def how_it_ended(run: RunHistory) -> str:
     return "not measured" if best is None else f"quality {best:.1f}"
 
 
+def kind_of_failure(run: RunHistory) -> str:
+    """Return how a run failed, without numbers, so that equal failures can be counted."""
+    ending = how_it_ended(run)
+    return "low quality" if ending.startswith("quality") else ending
+
+
 def best_run(history: Iterable[RunHistory]) -> RunHistory | None:
     """Return the run of highest quality among those that ended well; the earliest of equals. None without any."""
     scored = [h for h in informative(history) if _ended_well(h)]

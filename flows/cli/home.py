@@ -95,7 +95,7 @@ def opened_campaign(home: Path, campaign: str | None, writes: bool = False) -> I
 
 @contextlib.contextmanager
 def served_home(home: Path, console: Console, go_on: Sequence[object]) -> Iterator[None]:
-    """Database and Prefect server, for flows to run in; what happens is told on the console.
+    """Start the database and the Prefect server that flows run in, and print what happens.
 
     Args:
         home: is made if it is missing.
@@ -190,7 +190,7 @@ def alone_at_work(home: Path) -> Claim:
 
 
 def command(*words: object) -> str:
-    """A command of this program as a shell takes it, whatever is in the words."""
+    """Return a command of this program, quoted for a shell."""
     return shlex.join([program(), *map(str, words)])
 
 

@@ -165,11 +165,11 @@ def status(
 
     rows = leaderboard(history)
     if as_json:
-        told = {
+        values = {
             "runs": [row.model_dump(mode="json") for row in rows], "gate": ledger.model_dump(mode="json"),
             "refused_rows": len(refused),
         }  # fmt: skip
-        _json({"campaign": record.name, "status": state, **told})
+        _json({"campaign": record.name, "status": state, **values})
         return
     reason = f": {record.end_reason}" if record.end_reason else ""
     out.print(f"campaign [bold]{record.name}[/] {state}{reason}")

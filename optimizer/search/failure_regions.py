@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from scipy.special import comb
 
-from optimizer.history import failed, how_it_ended, informative
+from optimizer.history import failed, informative, kind_of_failure
 from optimizer.search.rules import text_of
 from optimizer.search.space import Space, numeric
 from schema.parameters import Parameters, ParameterValue
@@ -40,14 +40,9 @@ class FailureRegion:
 
     def reason(self) -> str:
         """Return the evidence as a sentence without its full stop: '3 of 3 runs with network_dim >= 64 failed: ...'."""
-        ends = ", ".join(end for end, _ in Counter(_how(run) for run in self.runs).most_common())
+        ends = ", ".join(end for end, _ in Counter(kind_of_failure(run) for run in self.runs).most_common())
         n = len(self.runs)
         return f"{n} of {n} runs with {self.name} {self.condition} failed: {ends}; {self.worked}"
-
-
-def _how(run: RunHistory) -> str:
-    """Return how a run failed, without numbers, so that equal failures can be counted."""
-    return "low quality" if how_it_ended(run).startswith("quality") else how_it_ended(run)
 
 
 def failure_region(

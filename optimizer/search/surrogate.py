@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import qmc, t
 
 from optimizer.control.stopping import expected_ends
-from optimizer.history import best_quality, failed, how_it_ended, informative
+from optimizer.history import best_quality, failed, informative, kind_of_failure
 from optimizer.search.forest import Forest
 from optimizer.search.gaussian_process import GaussianProcess, one_thread
 from optimizer.search.normal_scores import NormalScores
@@ -155,7 +155,7 @@ class Surrogate:
             units=np.array([space.units(h.run.all_parameters) for h in runs]),
             levels=levels,
             weight=float(weight.sum()),
-            ends=tuple(_kind(h) if bad else "" for h, bad in zip(runs, fails, strict=True)),
+            ends=tuple(kind_of_failure(h) if bad else "" for h, bad in zip(runs, fails, strict=True)),
         )
 
     def predict(self, parameters: Mapping[str, ParameterValue]) -> Prediction:
@@ -265,11 +265,6 @@ class Surrogate:
         surface = self.scale.quality(self.quality.expectation(self.space.encode_units(units)))
         gains = surface[0] - surface[1:].reshape(d, _STEPS).mean(axis=1)
         return {name: float(gain) for name, gain in zip(self.space.names, gains, strict=True)}
-
-
-def _kind(run: RunHistory) -> str:
-    """Return how a run failed, without numbers, so that equal failures can be counted."""
-    return "low quality" if how_it_ended(run).startswith("quality") else how_it_ended(run)
 
 
 def _or_nan(value: float | None) -> float:
