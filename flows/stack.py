@@ -35,11 +35,7 @@ _WORKER_GRACE = 60.0
 
 def running(home: Home) -> dict[str, Any] | None:
     """Process id and addresses of what runs in a home: ``pid``, ``prefect``, ``dashboard``; None where nothing does."""
-    if not home.up_claim.exists():
-        return None
-    claim = Claim.take(home.up_claim)
-    if claim is not None:
-        claim.release()
+    if Claim.is_free(home.up_claim):
         return None
     with contextlib.suppress(OSError, ValueError):
         found: dict[str, Any] = json.loads(home.up_state.read_text())

@@ -32,6 +32,19 @@ class Claim:
             return None
         return cls(file)
 
+    @staticmethod
+    def is_free(path: Path) -> bool:
+        """Return whether no process holds a claim. Nothing is made; where that cannot be seen, one may hold it."""
+        try:
+            if not path.exists():
+                return True
+            held = Claim.take(path)
+        except OSError:  # a home that is read only
+            return False
+        if held is not None:
+            held.release()
+        return held is not None
+
     def is_alone(self) -> bool:
         """Return whether nobody else shares it. Others must be kept from taking it alone meanwhile."""
         try:

@@ -145,29 +145,18 @@ def _interrupt_explained(listener: Listener, go_on: Sequence[object]) -> Iterato
 def as_it_is(services: Services, history: Sequence[RunHistory]) -> list[RunHistory]:
     """Return the history with runs as interrupted that nobody runs any more, as after a kill or in a restored home."""
     from schema.runs import RunStatus
+    from tasks.claims import Claim
 
     home = services.home
 
     def is_left(run: TrainingRun) -> bool:
         running = run.status is RunStatus.RUNNING and home.owns(run)
-        return running and is_free(home.trial(run.campaign, run.number).claim)
+        return running and Claim.is_free(home.trial(run.campaign, run.number).claim)
 
     return [
         h.model_copy(update={"run": h.run.changed(status=RunStatus.INTERRUPTED)}) if is_left(h.run) else h
         for h in history
     ]
-
-
-def is_free(claim: Path) -> bool:
-    """Return whether no process holds a claim."""
-    from tasks.claims import Claim
-
-    with contextlib.suppress(OSError):  # a home that is read only says nothing
-        held = Claim.take(claim) if claim.exists() else None
-        if held is not None:
-            held.release()
-        return held is not None or not claim.exists()
-    return False
 
 
 def _warning(listener: Listener) -> Callable[[str], None]:

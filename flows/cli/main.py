@@ -22,7 +22,6 @@ from flows.cli.doctor import doctor
 from flows.cli.home import (
     as_it_is,
     command,
-    is_free,
     named_run,
     opened_campaign,
     opened_home,
@@ -38,6 +37,7 @@ from flows.cli.store import import_, log
 from flows.cli.up import down, login, up
 from schema.errors import NotFoundError, PixelloopError
 from schema.states import CampaignStatus
+from tasks.claims import Claim
 
 if TYPE_CHECKING:
     from tasks.reports.leaderboard import Row
@@ -109,7 +109,6 @@ def resume(
     Example: [bold]pixelloop resume --home demo-run[/]
     """
     from flows.runtime.campaign_files import path_to_start
-    from tasks.claims import Claim
     from tasks.home import Home
 
     with opened_home(home) as services:
@@ -117,11 +116,9 @@ def resume(
     place = Home.at(home)
     if place.paused.exists():
         place.paused.unlink()
-        at_work = Claim.take(place.at_work)
-        if at_work is None:
+        if not Claim.is_free(place.at_work):
             out.print("the pause is over: training goes on where it runs")
             return
-        at_work.release()
     _run_campaign(file, home, None)
 
 
@@ -134,7 +131,7 @@ def pause(home: HomeOption = DEFAULT_HOME) -> None:
     from tasks.home import Home
 
     with opened_home(home):
-        if is_free(Home.at(home).at_work):
+        if Claim.is_free(Home.at(home).at_work):
             raise NotFoundError(f"nothing runs in {home}, so there is nothing to pause")
         Home.at(home).paused.touch()
     out.print(f"paused; go on with: [bold]{escape(command('resume', '--home', home))}[/]", soft_wrap=True)
@@ -157,7 +154,7 @@ def status(
         ledger = services.ledger(record.name, history)
         refused = services.store.refused()
         state = record.status
-        if state == CampaignStatus.RUNNING and services.embedded is not None and is_free(services.home.at_work):
+        if state == CampaignStatus.RUNNING and services.embedded is not None and Claim.is_free(services.home.at_work):
             state = CampaignStatus.INTERRUPTED
     from tasks.home import Home
     from tasks.reports.leaderboard import leaderboard

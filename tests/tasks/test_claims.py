@@ -26,8 +26,10 @@ def test_a_claim_is_one_process_alone_and_ends_with_it(tmp_path: Path) -> None:
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
     assert Claim.take(place) is None
+    assert not Claim.is_free(place)
     holder.kill()
     holder.wait()
+    assert Claim.is_free(place)
     holder.stdout.close()
     mine = Claim.take(place)
     assert mine is not None
@@ -69,3 +71,8 @@ def test_a_device_that_is_not_here_is_one_sentence(wanted: str) -> None:
     with pytest.raises(ConfigError, match="PIXELLOOP_DEVICE"):
         gpus.pick_device(wanted)
     assert gpus.pick_device("cpu") == "cpu"
+
+
+def test_asking_for_a_claim_makes_nothing(tmp_path: Path) -> None:
+    assert Claim.is_free(tmp_path / "deep" / "claim")
+    assert not (tmp_path / "deep").exists()

@@ -17,6 +17,7 @@ from PIL import Image
 
 from schema.errors import BadDataError
 from tasks.pictures import open_picture, picture_size, reduced
+from tests.refusals import refusal_of
 
 
 def png(width: int, height: int) -> bytes:
@@ -47,12 +48,8 @@ def test_a_damaged_file_is_a_picture_or_a_sentence(
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     file = tmp_path_factory.getbasetemp() / f"damaged.{kind.lower()}"
     file.write_bytes(content[: data.draw(st.integers(0, len(content)))])
-    message = file.name
-    try:
-        assert open_picture(file).size
-    except BadDataError as error:
-        message = str(error)
-    assert file.name in message
+    message = refusal_of(lambda: open_picture(file).size)
+    assert not message or file.name in message
 
 
 @pytest.mark.parametrize("size", [(100_000, 100_000), (2**31 - 1, 1), (13_000, 13_000)])
